@@ -1,0 +1,55 @@
+"""AdamW and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["cosine", "warmup-stable-decay"]
+
+
+def adamw(
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    epsilon: float = 1e-8,
+) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101) over two groups of parameters: matrices decay, the rest does not.
+
+    Decay keeps a matrix from growing and so its effective learning rate from shrinking. A norm's weight is
+    a scale with the right value of 1, not 0. An embedding's row gets a gradient only when its token is
+    seen, but would decay at every step: rare tokens would fade, and with small embeddings the gradients of
+    the first layers grow (OLMo 2, arXiv:2501.00656, section 3.5). The learning rate is the step's to set.
+    """
+    named = list(model.named_parameters())
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed = [p for _, p in named if p.dim() >= 2 and id(p) not in embeddings]
+    others = [p for _, p in named if p.dim() < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    # One kernel for the whole update instead of a dozen small ones a parameter, on CPU and CUDA alike.
+    fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=fused)
+
+
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: int, decay: int, floor: float, schedule: Schedule
+) -> float:
+    """The learning rate of step `step` (from 0) of `steps`.
+
+    Rises in a line to `peak` over the first `warmup` steps. Then `cosine` falls to `floor` over all steps
+    that are left (arXiv:1608.03983), and `decay` is not used; `warmup-stable-decay` stays at the peak and
+    falls in a line over the last `decay` steps (arXiv:2404.06395): training can go on from any moment
+    before the fall. `peak` and `floor` are learning rates, the others numbers of steps.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "cosine":
+        share = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (peak - floor) * (1 + math.cos(math.pi * share)) / 2
+    assert schedule == "warmup-stable-decay", schedule
+    share = min(1.0, max(0.0, (step - (steps - decay)) / max(1, decay)))
+    return peak - (peak - floor) * share

@@ -1,0 +1,257 @@
+"""Artifacts: sets of content-named objects made whole by one manifest.
+
+The bytes of a file are cut into pieces of at most 256 MB and each is stored once under its own SHA-256
+(`objects/ab/abcd…`), so a late or doubled writer can only write the same bytes. The manifest, created last
+at `<key>/manifest.json`, maps the artifact's file names to pieces: without it the artifact does not exist.
+The artifact's digest is the SHA-256 of that mapping in canonical JSON; when, where and by what code it was
+made stands beside the mapping and does not change the digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingot import __version__
+from ingot.pipelines.store import ObjectMissing, Store, StoreError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PIECE_BYTES = 256_000_000
+
+
+class Damaged(StoreError):
+    """An object is missing or its bytes are not those its name promises."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One stored object: the SHA-256 of its bytes, and how many they are."""
+
+    sha256: str
+    bytes: int
+
+    @property
+    def key(self) -> str:
+        return f"objects/{self.sha256[:2]}/{self.sha256}"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an artifact. `rows` and `tokens` say what is in it, where that means something."""
+
+    pieces: tuple[Piece, ...]
+    bytes: int
+    sha256: str
+    rows: int | None = None
+    tokens: int | None = None
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> File:
+        pieces = tuple(Piece(**piece) for piece in body["pieces"])
+        return File(pieces, body["bytes"], body["sha256"], body["rows"], body["tokens"])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact, read through its manifest."""
+
+    store: Store
+    key: str
+    stage: str
+    fingerprint: str
+    files: Mapping[str, File]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.files)
+
+    def read(self, name: str) -> bytes:
+        """The whole file, verified. Raises Damaged."""
+        return b"".join(_verified_pieces(self.store, self.files[name], f"{self.key}/{name}", self.key))
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of the file from `start`, fewer at its end. Raises Damaged where they are missing;
+        they are not verified, as a part has no digest of its own."""
+        parts, offset = [], 0
+        for piece in self.files[name].pieces:
+            first, last = max(start, offset), min(start + length, offset + piece.bytes)
+            if first < last:
+                try:
+                    part = self.store.read(piece.key, first - offset, last - first)
+                except ObjectMissing:
+                    part = b""
+                if len(part) != last - first:
+                    raise _damage(
+                        self.store, f"{self.key}/{name}", piece, "is missing or cut short", self.key
+                    )
+                parts.append(part)
+            offset += piece.bytes
+        return b"".join(parts)
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def table(self, name: str, columns: list[str] | None = None) -> pyarrow.Table:
+        """The Parquet file as an Arrow table."""
+        return parquet_table(self.read(name), columns)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the files that start with `prefix`, sorted."""
+        return sorted(name for name in self.files if name.startswith(prefix))
+
+    def fetch(self, folder: Path, names: list[str] | None = None) -> Path:
+        """Writes the files below `folder`, every one verified; a file stands under its name only whole."""
+        for name in self.names() if names is None else names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+            try:
+                with open(temporary, "wb") as file:
+                    for part in _verified_pieces(
+                        self.store, self.files[name], f"{self.key}/{name}", self.key
+                    ):
+                        file.write(part)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return folder
+
+
+def put_file(store: Store, data: bytes, rows: int | None = None, tokens: int | None = None) -> File:
+    """Stores the bytes as pieces and returns their entry for a manifest. Safe to repeat."""
+    view = memoryview(data)
+    pieces = []
+    for start in range(0, len(view), PIECE_BYTES):
+        part = bytes(view[start : start + PIECE_BYTES])
+        piece = Piece(hashlib.sha256(part).hexdigest(), len(part))
+        store.create(piece.key, part)
+        pieces.append(piece)
+    whole = pieces[0].sha256 if len(pieces) == 1 else hashlib.sha256(view).hexdigest()
+    return File(tuple(pieces), len(view), whole, rows, tokens)
+
+
+def put_table(store: Store, table: pyarrow.Table) -> File:
+    """Stores an Arrow table as one Parquet file; the same table gives the same bytes."""
+    return put_file(store, parquet_bytes(table), rows=table.num_rows)
+
+
+def put_json(store: Store, body: Any) -> File:
+    return put_file(store, json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+
+def read_file(store: Store, file: File, what: str) -> bytes:
+    """The file's bytes, every piece verified. Raises Damaged, naming `what`."""
+    return b"".join(_verified_pieces(store, file, what))
+
+
+def read_table(store: Store, file: File, what: str, columns: list[str] | None = None) -> pyarrow.Table:
+    return parquet_table(read_file(store, file, what), columns)
+
+
+def parquet_bytes(table: pyarrow.Table) -> bytes:
+    import pyarrow.parquet
+
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue()
+
+
+def parquet_table(data: bytes, columns: list[str] | None = None) -> pyarrow.Table:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(io.BytesIO(data), columns=columns)
+
+
+def commit(
+    store: Store,
+    key: str,
+    stage: str,
+    fingerprint: str,
+    files: Mapping[str, File],
+    metrics: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> Artifact:
+    """Creates the manifest and returns the artifact that stands there: this one, or, where another writer
+    was first, that writer's. All objects of `files` must be stored already."""
+    body = {
+        "stage": stage,
+        "fingerprint": fingerprint,
+        "digest": digest_of(files),
+        "files": {name: files[name].to_json() for name in sorted(files)},
+        "metrics": dict(metrics),
+        "made": {"host": platform.node(), "at": time.time(), "ingot": __version__, **made},
+    }
+    store.create(f"{key}/manifest.json", json.dumps(body, indent=1).encode())
+    artifact = load(store, key)
+    assert artifact is not None
+    return artifact
+
+
+def load(store: Store, key: str) -> Artifact | None:
+    """The artifact committed at `key`, or None. Raises Damaged for a manifest that was altered."""
+    try:
+        text = store.read(f"{key}/manifest.json")
+    except ObjectMissing:
+        return None
+    altered = f"{store.uri}/{key}/manifest.json was altered"
+    mend = "delete it and run again to make the artifact anew"
+    try:
+        body = json.loads(text)
+        files = {name: File.from_json(entry) for name, entry in body["files"].items()}
+        artifact = Artifact(
+            store, key, body["stage"], body["fingerprint"], files, body["metrics"], body["made"]
+        )
+        digest = body["digest"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{altered}: it is no manifest any more; {mend}") from error
+    if artifact.digest != digest:
+        raise Damaged(
+            f"{altered}: it lists files of digest {artifact.digest[:12]}, not {digest[:12]}; {mend}"
+        )
+    return artifact
+
+
+def digest_of(files: Mapping[str, File]) -> str:
+    """The digest of a set of files, whatever order they come in."""
+    return canonical_digest({name: file.to_json() for name, file in files.items()})
+
+
+def canonical_digest(body: Any) -> str:
+    """SHA-256 of the canonical JSON: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _verified_pieces(store: Store, file: File, what: str, artifact: str | None = None) -> Iterator[bytes]:
+    for piece in file.pieces:
+        try:
+            data = store.read(piece.key)
+        except ObjectMissing:
+            raise _damage(store, what, piece, "is missing", artifact) from None
+        if hashlib.sha256(data).hexdigest() != piece.sha256:
+            raise _damage(store, what, piece, "was altered", artifact)
+        yield data
+
+
+def _damage(store: Store, what: str, piece: Piece, how: str, artifact: str | None) -> Damaged:
+    """The error for an object of `what`, a file of the artifact at the key `artifact` where that is known."""
+    below = f"all below {artifact}/" if artifact else "the folder of the artifact that it was made for"
+    return Damaged(
+        f"{store.uri}: {what} is damaged: its object {piece.key} {how}; "
+        f"restore the object, or delete it and {below}, and run again"
+    )

@@ -1,0 +1,97 @@
+"""Joining a Ray cluster: the one RAY_ADDRESS names, or an embedded one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ingot.errors import IngotError, UsageError
+from ingot.pipelines.store import Store
+
+# Each is read once, at Ray's start or import: quiet, no usage reports, retries of lost tasks as usual.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextmanager
+def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
+    """A connection to Ray for the time of the block; gives the path of the logs. Without RAY_ADDRESS an
+    embedded cluster of `cpus` CPUs (by default the machine's) is started, and stopped at the end.
+    Raises UsageError where the store is a local folder and the cluster has more than one node."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    mend = "check RAY_ADDRESS, or unset it to run on this machine alone"
+    if address and (silence := unreachable(address)):
+        raise IngotError(f"Ray at {address}: {silence}; {mend}")
+    try:
+        if address:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cpus or max(2, os.cpu_count() or 2),
+                include_dashboard=False,
+                object_store_memory=200_000_000,  # data moves through the store, not through Ray's objects
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise IngotError(
+            f"Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; {mend}"
+        ) from error
+    try:
+        quiet()
+        refuse_unshared(store)
+        yield os.path.join(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
+    finally:
+        ray.shutdown()
+
+
+def unreachable(address: str) -> str | None:
+    """Why no driver can join Ray at this address, or None where one may try: Ray itself tries for minutes."""
+    if address.startswith("ray://"):
+        return "a Ray Client address; name the cluster's own, HOST:6379, from a machine beside it"
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return None  # "auto" and the like, which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        return f"nothing answers ({error})"
+    return None
+
+
+def refuse_unshared(store: Store) -> None:
+    """Raises UsageError where some node of the cluster would not see the store's objects."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1 and not store.shared:
+        raise UsageError(
+            f"store {store.uri}: a local folder, but the cluster has {len(nodes)} nodes, which would not see "
+            "it; name one that all reach with --store s3://bucket/prefix"
+        )
+
+
+def quiet() -> None:
+    """Ray's chatter goes to its files; the terminal is the stages'."""
+    import ray.data
+
+    for name in ("ray", "ray.data", "ray.train", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,190 @@
+"""The corpus stage: raw sources → documents, in the order of source, path and record.
+
+A document's id is a 128-bit hash of where it came from, so adding a file renumbers nothing. Bad records go
+to a quarantine table with the reason; by default they also stop the run, before anything is committed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from ingot.errors import IngotError
+from ingot.pipelines import sources
+from ingot.pipelines.artifact import File, put_table, read_table
+from ingot.pipelines.sections import Corpus, Files, PythonPackages
+from ingot.pipelines.store import Entry, Store
+from ingot.pipelines.units import Unit, Workspace
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from ingot.pipelines.pipeline import Outcome
+
+VERSION = 1
+
+_SOURCE: TypeAdapter[PythonPackages | Files] = TypeAdapter(PythonPackages | Files)
+
+
+def inventory(section: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """Source name → its files: path, size and content hash."""
+    return {source.name: [asdict(entry) for entry in sources.inventory(source)] for source in section.sources}
+
+
+def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict[str, Any]]]) -> Outcome:
+    from ingot.pipelines.pipeline import Outcome
+
+    bodies = [
+        {"source": sources.absolute(source).model_dump(), "entries": group, "file_bytes": section.unit_bytes}
+        for source in section.sources
+        for group in _groups(inventory[source.name], section.unit_bytes)
+    ]
+    records = workspace.run(
+        "read", [Unit(f"{number:05d}", body) for number, body in enumerate(bodies)], _read
+    )
+    total = {
+        name: sum(record[name] for record in records)
+        for name in ("files", "bytes_in", "documents_in", "documents_out", "bytes_out", "empty", "bad")
+    }
+    if total["bad"] and section.bad_records == "fail":
+        raise IngotError(_complaint(workspace.store, records, total["bad"]))
+    if not total["documents_out"]:
+        raise IngotError(
+            f"corpus: {total['files']} files hold no text "
+            f"({total['bad']} bad records, {total['empty']} empty); "
+            "point corpus.sources at files with text, or name the field that holds it with text:"
+        )
+    parts = [part for record in records for part in record["documents"]]
+    files = {f"documents/{number:05d}.parquet": File.from_json(part) for number, part in enumerate(parts)}
+    bad = [record["quarantine"] for record in records if record["quarantine"]]
+    files |= {f"quarantine/{number:05d}.parquet": File.from_json(part) for number, part in enumerate(bad)}
+    metrics = {**total, "sources": {source.name: len(inventory[source.name]) for source in section.sources}}
+    return Outcome(files, metrics)
+
+
+def _groups(entries: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
+    """The files in order, cut into groups of about `size` bytes."""
+    groups: list[list[Mapping[str, Any]]] = []
+    filled = size
+    for entry in entries:
+        if filled >= size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += entry["bytes"]
+    return groups
+
+
+def _read(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
+    source = _SOURCE.validate_python(body["source"])
+    documents = _Documents(store, body["file_bytes"])
+    bad: list[dict[str, Any]] = []
+    count = {"files": 0, "bytes_in": 0, "documents_in": 0, "empty": 0}
+    for entry in (Entry(**entry) for entry in body["entries"]):
+        data = sources.read_unchanged(source, entry)
+        count["files"] += 1
+        count["bytes_in"] += len(data)
+        for record in sources.records(source, entry.key, data):
+            count["documents_in"] += 1
+            if record.bad:
+                bad.append(
+                    {"source": source.name, "path": entry.key, "record": record.number, "reason": record.bad}
+                )
+            elif not record.text.strip():
+                count["empty"] += 1
+            else:
+                documents.add(source.name, entry.key, record)
+    return {
+        **count,
+        "documents": documents.finish(),
+        "documents_out": documents.count,
+        "bytes_out": documents.bytes,
+        "quarantine": put_table(store, _quarantine(bad)).to_json() if bad else None,
+        "bad": len(bad),
+    }
+
+
+class _Documents:
+    """Collects documents and stores them as Parquet files of about `size` bytes of text."""
+
+    def __init__(self, store: Store, size: int) -> None:
+        self.store, self.size = store, size
+        self.count = self.bytes = 0
+        self.rows: list[dict[str, Any]] = []
+        self.filled = 0
+        self.files: list[dict[str, Any]] = []
+
+    def add(self, source: str, path: str, record: sources.Record) -> None:
+        size = len(record.text.encode())
+        self.rows.append(
+            {
+                "id": document_id(source, path, record.number),
+                "text": record.text,
+                "source": source,
+                "path": path,
+                "record": record.number,
+                "url": record.url,
+                "metadata": record.metadata,
+            }
+        )
+        self.count, self.bytes, self.filled = self.count + 1, self.bytes + size, self.filled + size
+        if (
+            self.filled >= self.size * 1.25
+        ):  # a group of whole files is about `size`; only a large file is cut
+            self._flush()
+
+    def finish(self) -> list[dict[str, Any]]:
+        if self.rows:
+            self._flush()
+        return self.files
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        table = pyarrow.Table.from_pylist(self.rows, schema=_schema())
+        self.files.append(put_table(self.store, table).to_json())
+        self.rows, self.filled = [], 0
+
+
+def document_id(source: str, path: str, record: int) -> str:
+    """128 bits, as 32 hexadecimal digits."""
+    place = json.dumps([source, path, record], ensure_ascii=False)
+    return hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.int64()
+    fields = {
+        "id": text,
+        "text": text,
+        "source": text,
+        "path": text,
+        "record": number,
+        "url": text,
+        "metadata": text,
+    }
+    return pyarrow.schema(fields.items())
+
+
+def _quarantine(bad: list[dict[str, Any]]) -> pyarrow.Table:
+    import pyarrow
+
+    text = pyarrow.string()
+    fields = {"source": text, "path": text, "record": pyarrow.int64(), "reason": text}
+    return pyarrow.Table.from_pylist(bad, schema=pyarrow.schema(fields.items()))
+
+
+def _complaint(store: Store, records: Sequence[Mapping[str, Any]], bad: int) -> str:
+    entry = next(record["quarantine"] for record in records if record["quarantine"])
+    first = read_table(store, File.from_json(entry), "the quarantine").to_pylist()[0]
+    more = f" ({bad - 1} more bad records)" if bad > 1 else ""
+    return (
+        f"corpus: {first['source']}: {first['path']}: {first['reason']}{more}; mend the file, or set "
+        "corpus.bad_records: quarantine to go on without what is bad"
+    )

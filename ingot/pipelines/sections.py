@@ -1,0 +1,228 @@
+"""The sections of a recipe: every setting of every stage, with its default, its bounds and its part.
+
+A setting is either *what* (it changes what the stage makes, and is hashed into the artifact's fingerprint)
+or *how* (workers, intervals, logging: the same artifact comes out, and it is not hashed)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from ingot.model.config import ModelConfig
+
+
+def what(default: Any = ..., **bounds: Any) -> Any:
+    """A setting that changes the artifact."""
+    return Field(default, json_schema_extra={"part": "what"}, **bounds)
+
+
+def how(default: Any = ..., **bounds: Any) -> Any:
+    """A setting that does not."""
+    return Field(default, json_schema_extra={"part": "how"}, **bounds)
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def what(self) -> dict[str, Any]:
+        """The settings that change the artifact, nested sections included."""
+        return {
+            name: _what(getattr(self, name))
+            for name, field in sorted(type(self).model_fields.items())
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra["part"] == "what"
+        }
+
+
+def _what(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.what()
+    if isinstance(value, list | tuple):
+        return [_what(item) for item in value]
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+
+
+class PythonPackages(Section):
+    """The interpreter's standard library without its tests, and the sources of installed packages."""
+
+    source: Literal["python-packages"] = what()
+    name: Name = what("python-packages")
+    packages: list[str] = how(["transformers", "torch", "numpy", "ray"])  # the files found are hashed
+
+
+class Files(Section):
+    """Text, JSON lines or Parquet below a folder or an S3 prefix, plain or compressed (.gz, .zst)."""
+
+    source: Literal["files"] = what()
+    name: Name = what()
+    path: str = how()  # the files found are hashed by relative path, size and content
+    text: str = what("text")  # the field or column that holds the text
+    url: str = what("url")  # the field or column that holds the address, where there is one
+
+
+class Corpus(Section):
+    """Raw sources → documents."""
+
+    sources: list[Annotated[PythonPackages | Files, Field(discriminator="source")]] = what(min_length=1)
+    unit_bytes: int = what(16_000_000, ge=1)  # input files are read in groups of about this size
+    bad_records: Literal["fail", "quarantine"] = how("fail")
+
+    @field_validator("sources")
+    @classmethod
+    def _sorted_by_name(cls, sources: list[Any]) -> list[Any]:
+        names = [source.name for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are named {twice[0]!r}; a name is part of a document's id, so give each its own")
+        return sorted(sources, key=lambda source: source.name)  # the order of listing must not matter
+
+
+class Dedup(Section):
+    """Documents → which go, and the witness each goes for."""
+
+    ngram: int = what(5, ge=1)  # words in a shingle
+    permutations: int = what(128, ge=16, le=1024)
+    threshold: float = what(0.8, gt=0, lt=1)  # exact Jaccard similarity of the shingle sets
+    seed: int = what(1, ge=0)
+    partitions: int | None = what(None, ge=1)  # of each exchange; by default as the size of the corpus asks
+
+
+class Tokenizer(Section):
+    """A byte-level BPE, trained on a deterministic sample of what is left."""
+
+    vocabulary: int = what(4096, ge=300)
+    sample_bytes: int = what(10_000_000, ge=1)
+    seed: int = what(1, ge=0)
+
+
+class Tokens(Section):
+    """What is left → token shards."""
+
+    held_out: float = what(0.01, gt=0, lt=1)  # the share of documents kept from training, by their id
+
+
+class Model(Section):
+    """The shape of the transformer; the vocabulary is the tokenizer's."""
+
+    width: int = what(128, ge=1)
+    layers: int = what(6, ge=1)
+    heads: int = what(4, ge=1)
+    kv_heads: int = what(2, ge=1)
+    hidden: int = what(384, ge=1)
+    context: int = what(256, ge=2)
+    rope_theta: float = what(10_000.0, gt=0)
+    tied: bool = what(True)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Model:
+        self.config(vocabulary=512)
+        return self
+
+    def config(self, vocabulary: int) -> ModelConfig:
+        """The model's configuration. Raises ValueError for an impossible shape."""
+        from ingot.model.config import ModelConfig  # brings torch, which `ingot runs list` needs not wait for
+
+        return ModelConfig(vocabulary=vocabulary, **self.model_dump())
+
+
+class Training(Section):
+    """What pretraining, fine-tuning and preference training share."""
+
+    steps: int = what(ge=1)
+    learning_rate: float = what(gt=0)
+    warmup_steps: int = what(0, ge=0)
+    schedule: Literal["cosine", "warmup-stable-decay"] = what("cosine")
+    floor: float = what(0.1, ge=0, le=1)  # the last learning rate over the peak
+    decay: float = what(0.2, gt=0, le=1)  # the share of the steps in which warmup-stable-decay falls
+    weight_decay: float = what(0.1, ge=0)
+    clip: float = what(1.0, gt=0)  # the gradient's greatest norm
+    seed: int = what(1, ge=0)
+    precision: Literal["float32", "bfloat16"] = what("float32")
+    workers: int = how(1, ge=1)
+    replicas: int = how(1, ge=1)  # sharded copies of the model (HSDP); 1 shards it over all workers
+    cpus_per_worker: float = how(1, gt=0)
+    gpus_per_worker: float = how(0, ge=0)
+    placement: Literal["pack", "spread"] = how("pack")  # workers on few nodes, or on as many as there are
+    micro_batch: int = how(8, ge=1)  # rows of one forward pass of one worker
+    compile: bool = how(False)  # needs a C++ compiler on every worker
+    checkpointing: Literal["none", "full"] = how("none")  # of activations
+    checkpoint_every: int = how(100, ge=1)
+    keep_checkpoints: int = how(2, ge=1)  # the newest ones
+    log_every: int = how(10, ge=1)
+    failures: int = how(3, ge=0)  # lost workers that a run survives
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Training:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps; take fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_divide(self) -> Training:
+        if self.workers % self.replicas:
+            raise ValueError(f"replicas {self.replicas} does not divide workers ({self.workers})")
+        return self
+
+
+class Pretrain(Training):
+    """Token shards → a model."""
+
+    model: Model = what(default_factory=Model)
+    batch_tokens: int = what(8192, ge=2)
+    evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Pretrain:
+        context = self.model.context
+        if self.batch_tokens % context:
+            nearest = max(context, round(self.batch_tokens / context) * context)
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is no multiple of model.context ({context}); nearest: {nearest}"
+            )
+        if self.batch_tokens // context < self.workers:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} holds {self.batch_tokens // context} rows of {context} tokens, "
+                f"too few for {self.workers} workers; at least {self.workers * context}"
+            )
+        return self
+
+
+class Sft(Training):
+    """Conversations made from the corpus → a model that answers."""
+
+    batch_conversations: int = what(32, ge=1)
+    most: int = what(20_000, ge=1)  # conversations, at most
+    documents: int = what(100_000, ge=1)  # about so many of the corpus, drawn by id, are read for functions
+
+
+class Preference(Training):
+    """Pairs from held-out functions → a model that prefers the real body (DPO)."""
+
+    batch_pairs: int = what(16, ge=1)
+    beta: float = what(5.0, gt=0)  # as in Tulu 3; where average is false, 0.1 is usual
+    average: bool = what(True)  # log-ratios per token, so that length is no advantage
+    label_smoothing: float = what(0.0, ge=0, lt=0.5)
+    pairs: int = what(4000, ge=1)  # for training, at most
+    held_out_pairs: int = what(400, ge=200)  # for the accuracies, at most
+
+
+class Evaluate(Section):
+    """The last checkpoint, measured on held-out text and sampled from."""
+
+    prompts: list[str] = what(["def ", "import ", "class "])
+    sample_tokens: int = what(64, ge=1)
+    temperature: float = what(0.7, ge=0)
+    seed: int = what(1, ge=0)
+    evaluate_tokens: int = what(65_536, ge=1)
+
+
+class Publish(Section):
+    """A version of a model in the registry."""
+
+    model: Name = what()

@@ -1,0 +1,135 @@
+"""The tokens stage: what dedup kept → shards of token ids, and an index from documents to places in them.
+
+A shard holds raw little-endian integers, uint16 where the vocabulary fits, with an end-of-text after every
+document. The documents of each file of the corpus give one training shard and one held-out shard; which of
+the two a document goes to depends on its id alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ingot.errors import IngotError
+from ingot.pipelines.artifact import Artifact, File, put_file, put_json, put_table, read_file, read_table
+from ingot.pipelines.sections import Tokens
+from ingot.pipelines.store import Store
+from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer
+from ingot.pipelines.units import Unit, Workspace
+
+if TYPE_CHECKING:
+    from ingot.pipelines.pipeline import Outcome
+
+VERSION = 1
+SPLITS = ("train", "held-out")
+BATCH = 64  # documents encoded at once: enough to keep the encoder's threads busy
+
+
+def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -> Outcome:
+    from ingot.pipelines.pipeline import Outcome
+
+    corpus, dedup, tokenizer = inputs["corpus"], inputs["dedup"], inputs["tokenizer"]
+    encoder = load_tokenizer(tokenizer)
+    units = []
+    for number, name in enumerate(corpus.names("documents/")):
+        body = {
+            "documents": corpus.files[name].to_json(),
+            "kept": dedup.files[name.replace("documents/", "kept/")].to_json(),
+            "tokenizer": tokenizer.files["tokenizer.json"].to_json(),
+            "held_out": section.held_out,
+            "shard": number,
+        }
+        units.append(Unit(f"{number:05d}", body))
+    records = workspace.run("encode", units, _encode)
+    files: dict[str, File] = {}
+    shards: dict[str, list[list[Any]]] = {split: [] for split in SPLITS}
+    for unit, record in zip(units, records, strict=True):
+        files[f"index/{unit.name}.parquet"] = File.from_json(record["index"])
+        for split in SPLITS:
+            file = File.from_json(record[split])
+            files[f"{split}/{unit.name}.bin"] = file
+            shards[split].append([f"{split}/{unit.name}.bin", file.tokens])
+    counts = {split: sum(tokens for _, tokens in shards[split]) for split in SPLITS}
+    for split in SPLITS:
+        if not counts[split]:
+            raise IngotError(
+                f"tokens: no document fell to the {split} split of {dedup.metrics['documents_out']}; "
+                "give more text, or set tokens.held_out nearer to one half"
+            )
+    meta = {
+        "dtype": _dtype(encoder.vocabulary).name,
+        "vocabulary": encoder.vocabulary,
+        "end_of_text": encoder.end_of_text,
+        "shards": shards,
+    }
+    files["meta.json"] = put_json(workspace.store, meta)
+    documents, text = (sum(record[name] for record in records) for name in ("documents", "bytes"))
+    metrics = {
+        "documents": documents,
+        "bytes": text,
+        "tokens": sum(counts.values()),
+        "train_tokens": counts["train"],
+        "held_out_tokens": counts["held-out"],
+        "bytes_per_token": text / (sum(counts.values()) - documents),
+    }
+    return Outcome(files, metrics)
+
+
+def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
+    import pyarrow
+    import pyarrow.compute
+
+    documents = read_table(store, File.from_json(body["documents"]), "documents", ["id", "text"])
+    kept = read_table(store, File.from_json(body["kept"]), "kept", ["id"])
+    documents = documents.filter(
+        pyarrow.compute.is_in(documents["id"], value_set=kept["id"].combine_chunks())
+    )
+    encoder = TextEncoder(read_file(store, File.from_json(body["tokenizer"]), "the tokenizer").decode())
+    dtype = _dtype(encoder.vocabulary)
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    offsets = dict.fromkeys(SPLITS, 0)
+    index: list[dict[str, Any]] = []
+    for start in range(0, documents.num_rows, BATCH):
+        rows = documents.slice(start, BATCH)
+        ids, texts = rows["id"].to_pylist(), rows["text"].to_pylist()
+        for document, text, tokens in zip(ids, texts, encoder.encode_batch(texts), strict=True):
+            split = "held-out" if held_out(document, body["held_out"]) else "train"
+            index.append(
+                {
+                    "id": document,
+                    "split": split,
+                    "shard": body["shard"],
+                    "offset": offsets[split],
+                    "tokens": len(tokens),
+                    "bytes": len(text.encode()),
+                }
+            )
+            parts[split].append(np.array([*tokens, encoder.end_of_text], dtype=dtype))
+            offsets[split] += len(tokens) + 1
+    number = pyarrow.int64()
+    fields = {"id": pyarrow.string(), "split": pyarrow.string(), "shard": pyarrow.int32()}
+    schema = pyarrow.schema([*fields.items(), ("offset", number), ("tokens", number), ("bytes", number)])
+    shards = {
+        split: put_file(
+            store, np.concatenate([np.array([], dtype), *parts[split]]).tobytes(), tokens=offsets[split]
+        ).to_json()
+        for split in SPLITS
+    }
+    return {
+        **shards,
+        "index": put_table(store, pyarrow.Table.from_pylist(index, schema=schema)).to_json(),
+        "documents": len(index),
+        "bytes": sum(row["bytes"] for row in index),
+    }
+
+
+def held_out(document: str, share: float) -> bool:
+    """Whether the document is kept from training: a share of all ids, drawn by hash."""
+    digest = hashlib.blake2b(f"held-out:{document}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < share
+
+
+def _dtype(vocabulary: int) -> np.dtype[Any]:
+    return np.dtype("<u2") if vocabulary <= 2**16 else np.dtype("<u4")

@@ -1,0 +1,231 @@
+"""Sharded checkpoints in the store, written while training goes on, read back at any number of workers.
+
+Each checkpoint is an artifact below its training, `<key>/checkpoints/<step>`: one safetensors file a shard,
+and `state.json`, which says what stands where and everything else (no pickle, unlike the storage that comes
+with torch.distributed.checkpoint). A save copies the rows this process holds into buffers on the training's
+path; a thread serialises, hashes and stores them and creates a record. When the records of all shards are
+there, the first shard's thread commits the manifest: before that the checkpoint does not exist, so what is
+killed when doesn't matter. The newest committed step wins."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ingot.pipelines.artifact import File, commit, load, put_file, put_json
+from ingot.pipelines.store import ObjectMissing, Store
+from ingot.pipelines.training.state import Part, make_room, named_state, part_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process this is: of `shards` that share a model, and of as many replicas as there are."""
+
+    shard: int = 0
+    shards: int = 1
+    replica: int = 0
+
+
+def newest_step(store: Store, key: str) -> int | None:
+    """The newest committed step of the training at `key`, or None."""
+    return max(_committed(store, key), default=None)
+
+
+def load_checkpoint(
+    store: Store, key: str, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Fills model and optimizer from the checkpoint of `step` and returns its `state.json`. Only files that
+    hold rows this process needs are read, each whole and verified. Raises Damaged."""
+    artifact = load(store, _folder(key, step))
+    assert artifact is not None, f"{key} has no checkpoint of step {step}"
+    state: dict[str, Any] = artifact.json("state.json")
+    tensors = make_room(model, optimizer, list(state["tensors"]), state["numbers"])
+    needed: dict[str, list[tuple[str, Part, int, int, int]]] = {}
+    for name, tensor in tensors.items():
+        part = part_of(tensor)
+        assert list(part.shape) == state["tensors"][name]["shape"], name
+        for file, start, end in state["tensors"][name]["rows"]:
+            first, last = max(start, part.start), min(end, part.end)
+            if first < last:
+                needed.setdefault(file, []).append((name, part, start, first, last))
+    for file, copies in sorted(needed.items()):
+        stored = safetensors.torch.load(artifact.read(file))
+        for name, part, start, first, last in copies:
+            part.local[first - part.start : last - part.start] = stored[name][first - start : last - start]
+    return state
+
+
+class CheckpointWriter:
+    """Saves the checkpoints of one training, one at a time. `attempt` names the group of workers that began
+    together: shards of different groups must not be mixed."""
+
+    def __init__(self, store: Store, key: str, place: Place, attempt: int, keep: int) -> None:
+        self.store, self.key, self.place, self.attempt, self.keep = store, key, place, attempt, keep
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        facts: Mapping[str, Any],
+        log: tuple[str, bytes] | None = None,
+    ) -> None:
+        """Copies the state as it is now and returns; storing goes on in a thread. Waits for an earlier save
+        that is not done. `facts` are put into `state.json`; `log`, a key and an object, is stored first."""
+        self.wait()
+        tensors, numbers = named_state(model, optimizer)
+        parts = {name: part_of(tensor) for name, tensor in tensors.items()}
+        buffers = {name: self._copy(name, part) for name, part in parts.items() if part.start < part.end}
+        if any(part.local.is_cuda for part in parts.values()):
+            torch.cuda.synchronize()
+        if self.place.replica:
+            return
+        work = (step, parts, buffers, numbers, {"step": step, **facts}, log)
+        self._thread = threading.Thread(target=self._run, args=work, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what made a save fail, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Until the last save is stored. Raises what made it fail. The first shard's wait is over when the
+        checkpoint is committed."""
+        if self._thread is not None:
+            self._thread.join()
+        self.check()
+
+    def _copy(self, name: str, part: Part) -> Tensor:
+        if name not in self._buffers:
+            pinned = part.local.is_cuda  # page-locked memory: a device copies into it several times faster
+            self._buffers[name] = torch.empty_like(part.local, device="cpu", pin_memory=pinned)
+        return self._buffers[name].copy_(part.local, non_blocking=True)
+
+    def _run(self, *work: Any) -> None:
+        try:
+            self._store(*work)
+        except BaseException as error:  # of a thread nobody waits for: the next step raises it
+            self._failure = error
+
+    def _store(
+        self,
+        step: int,
+        parts: dict[str, Part],
+        buffers: dict[str, Tensor],
+        numbers: dict[str, float],
+        facts: dict[str, Any],
+        log: tuple[str, bytes] | None,
+    ) -> None:
+        if log is not None:
+            self.store.create(*log)
+        # What it is a part of stands in the file: objects are named by content, and those of this
+        # checkpoint must be nobody else's, so that they can be deleted with it.
+        whose = f"{self.key} step {step} shard {self.place.shard} of {self.place.shards}"
+        data = safetensors.torch.save(buffers, {"checkpoint": whose})
+        record = {
+            "file": put_file(self.store, data).to_json(),
+            "rows": {name: [parts[name].start, parts[name].end] for name in buffers},
+        }
+        del data
+        self._record(step, f"{self.place.shard:05d}", record)
+        if self.place.shard == 0:
+            self._commit(step, parts, numbers, facts)
+
+    def _commit(
+        self, step: int, parts: dict[str, Part], numbers: dict[str, float], facts: dict[str, Any]
+    ) -> None:
+        records = [self._wait_for_record(step, shard) for shard in range(self.place.shards)]
+        names = [f"rank-{shard:05d}-of-{self.place.shards:05d}.safetensors" for shard in range(len(records))]
+        tensors = {
+            name: {
+                "shape": list(part.shape),
+                "dtype": str(part.local.dtype).removeprefix("torch."),
+                "rows": [
+                    [file, *record["rows"][name]]
+                    for file, record in zip(names, records, strict=True)
+                    if name in record["rows"]
+                ],
+            }
+            for name, part in parts.items()
+        }
+        state = {"format": FORMAT, "training": self.key, "shards": self.place.shards, **facts}
+        files = {name: File.from_json(record["file"]) for name, record in zip(names, records, strict=True)}
+        files["state.json"] = put_json(self.store, {**state, "tensors": tensors, "numbers": numbers})
+        folder, fingerprint = _folder(self.key, step), self.key.rpartition("/")[2]
+        self._record(step, "state", {"file": files["state.json"].to_json()})
+        commit(
+            self.store, folder, "checkpoint", fingerprint, files, {"step": step}, {"attempt": self.attempt}
+        )
+        retire(self.store, self.key, self.keep)
+
+    def _wait_for_record(self, step: int, shard: int) -> dict[str, Any]:
+        pause = 0.01
+        while True:
+            try:
+                record: dict[str, Any] = json.loads(self.store.read(self._record_key(step, f"{shard:05d}")))
+                return record
+            except ObjectMissing:
+                # A worker that died or could not save ends the whole group, and this thread with it.
+                time.sleep(pause)
+                pause = min(1.0, pause * 1.5)
+
+    def _record(self, step: int, what: str, record: Mapping[str, Any]) -> None:
+        self.store.create(self._record_key(step, what), json.dumps(record).encode())
+
+    def _record_key(self, step: int, what: str) -> str:
+        return f"{_folder(self.key, step)}/records/{self.attempt:06d}-{what}.json"
+
+
+def retire(store: Store, key: str, keep: int) -> None:
+    """Deletes all but the `keep` newest committed checkpoints of the training, and what earlier attempts
+    left of steps before those. Objects that a checkpoint still names stay."""
+    kept = sorted(_committed(store, key))[-keep:]
+    folders: dict[int, list[str]] = {}
+    for name in store.list(f"{key}/checkpoints/"):
+        folders.setdefault(int(name.removeprefix(f"{key}/checkpoints/").partition("/")[0]), []).append(name)
+    old = [step for step in folders if step < kept[0]]
+    if not old:
+        return
+    named = {step: _objects(store, keys) for step, keys in folders.items()}
+    needed = set().union(*(objects for step, objects in named.items() if step not in old))
+    for step in sorted(old):
+        # The manifest first: a checkpoint is whole or it is none. The records last: they name what is to go.
+        keys = sorted(folders[step], key=lambda name: not name.endswith("/manifest.json"))
+        manifests = [name for name in keys if name.endswith("/manifest.json")]
+        for name in [*manifests, *sorted(named[step] - needed), *keys[len(manifests) :]]:
+            store.delete(name)
+
+
+def _objects(store: Store, keys: list[str]) -> set[str]:
+    """The objects that manifests and records name."""
+    files: list[Mapping[str, Any]] = []
+    for key in keys:
+        try:
+            body = json.loads(store.read(key))
+        except ObjectMissing:  # a worker of an earlier attempt, not dead yet, was deleting too
+            continue
+        files += body["files"].values() if key.endswith("/manifest.json") else [body["file"]]
+    return {piece.key for file in files for piece in File.from_json(file).pieces}
+
+
+def _committed(store: Store, key: str) -> list[int]:
+    manifests = [name for name in store.list(f"{key}/checkpoints/") if name.endswith("/manifest.json")]
+    return [int(name.split("/")[-2]) for name in manifests]
+
+
+def _folder(key: str, step: int) -> str:
+    return f"{key}/checkpoints/{step:08d}"

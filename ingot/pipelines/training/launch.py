@@ -1,0 +1,199 @@
+"""Training as a stage runs it: workers on Ray Train, and the driver that shows what they say.
+
+Ray Train places the workers, joins them into a process group and starts a new group when one is lost, as
+often as `failures` allows. It is told nothing of checkpoints: a group begins at the newest one that is
+committed in the store, whether the group, the driver or the whole cluster was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from ingot.errors import IngotError, UsageError
+from ingot.pipelines.artifact import File
+from ingot.pipelines.pipeline import Outcome
+from ingot.pipelines.sections import Training
+from ingot.pipelines.store import ObjectMissing
+from ingot.pipelines.training.job import Job
+from ingot.pipelines.training.monitor import Monitor
+from ingot.pipelines.units import TaskFailed, Workspace
+
+POLL_SECONDS = 0.2
+
+
+def train(workspace: Workspace, section: Training, job: Job) -> Outcome:
+    """Trains until the section's steps are taken, and gives the Hugging Face folder without the tokenizer's
+    files, and metrics: parameters, steps, tokens_trained, tokens_per_second, loss_first, loss_last,
+    world_size, resumed_from (the step at which this call began), attempts, workers (facts on each), and the
+    evaluation's, ending in _before and _after. What was trained already is found in the store."""
+    record = _trained(workspace)
+    if record is None:
+        _fit(workspace, section, job)
+        record = _trained(workspace)
+        assert record is not None, "the workers ended without leaving a model"
+    files = {name: File.from_json(entry) for name, entry in record["files"].items()}
+    return Outcome(files, {**record["metrics"], **_facts(workspace, record["metrics"]["attempts"])})
+
+
+def _trained(workspace: Workspace) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(workspace.store.read(f"{workspace.key}/trained.json"))
+    except ObjectMissing:
+        return None
+    return record
+
+
+def _facts(workspace: Workspace, attempt: int) -> dict[str, Any]:
+    """Who trained in the last attempt, and at which step it began."""
+    store, key = workspace.store, workspace.key
+    workers = [json.loads(store.read(name)) for name in store.list(f"{key}/attempts/{attempt:06d}/")]
+    chunks = list(store.list(f"{key}/log/{attempt:06d}-"))
+    resumed = int(chunks[0].rpartition("-")[2].removesuffix(".jsonl")) if chunks else None
+    return {"workers": workers, "resumed_from": resumed}
+
+
+def _fit(workspace: Workspace, section: Training, job: Job) -> None:
+    # Ray Train looks at its workers this often; the first and the last look are part of every training.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    _refuse_too_many(section)
+    # Beside the driver: lost only with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
+    config = {
+        "store": workspace.store.uri,
+        "key": workspace.key,
+        "section": {name: getattr(section, name) for name in Training.model_fields},
+        "job": job.to_json(),
+        "monitor": monitor,
+    }
+    show = _Show(workspace, section)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(section, config, folder)
+        # Beside this thread: `fit` in the main one would take over Ctrl-C for good.
+        run = _Run(trainer)
+        while run.is_alive():
+            run.join(POLL_SECONDS)
+            for message in ray.get(monitor.take.remote()):
+                show(message)
+    refusal = ray.get(monitor.refusal.remote())
+    if refusal is not None and refusal["trace"]:
+        fault = TaskFailed(refusal["words"])
+        fault.add_note(refusal["trace"])
+        raise fault
+    if refusal is not None:
+        raise IngotError(refusal["words"])
+    if run.error is not None:
+        raise _explained(run.error, section) from run.error
+
+
+class _Run(threading.Thread):
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(daemon=True)
+        self.trainer = trainer
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # for the driver's thread to raise
+            self.error = error
+
+
+def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from ingot.pipelines.training.loop import train_worker
+
+    resources = {"CPU": section.cpus_per_worker}
+    if section.gpus_per_worker:
+        resources["GPU"] = section.gpus_per_worker
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=dict(config),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=section.workers,
+            use_gpu=section.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=section.placement.upper(),
+        ),
+        # Ray Train wants a folder of its own, for checkpoints that are never reported to it.
+        run_config=ray.train.RunConfig(
+            name=f"ingot-{uuid.uuid4().hex[:12]}",
+            storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=section.failures),
+        ),
+    )
+
+
+def _refuse_too_many(section: Training) -> None:
+    """Raises UsageError where an embedded cluster is too small: it will never grow."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = ray.cluster_resources()
+    for name, each in (("CPU", section.cpus_per_worker), ("GPU", section.gpus_per_worker)):
+        if section.workers * each > there.get(name, 0):
+            raise UsageError(
+                f"{section.workers} workers of {each:g} {name} each need more than the "
+                f"{there.get(name, 0):g} {name} here; set workers or {name.lower()}s_per_worker lower, "
+                "or join a cluster by RAY_ADDRESS"
+            )
+
+
+def _explained(error: BaseException, section: Training) -> Exception:
+    """The first cause of what Ray Train raised, in a line."""
+    from ray.exceptions import RayActorError
+
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in failures.items():
+        if isinstance(failure, RayActorError):  # the others only lost their peer
+            return IngotError(
+                f"worker {rank} was lost, the last of {section.failures + 1} such failures: "
+                f"{str(failure).splitlines()[0]}; run again to go on from the last checkpoint, "
+                "or set failures higher to survive more"
+            )
+    causes = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()]
+    fault = TaskFailed(causes[0] if causes else str(error).strip().splitlines()[-1])
+    fault.add_note(str(error))
+    return fault
+
+
+class _Show:
+    """Turns the workers' messages into progress."""
+
+    def __init__(self, workspace: Workspace, section: Training) -> None:
+        self.progress, self.steps, self.shown = workspace.progress, section.steps, 0
+        self.progress.step("train", section.steps, "steps")
+
+    def __call__(self, message: Mapping[str, Any]) -> None:
+        if message["kind"] == "step":
+            figures = {name: value for name, value in message.items() if name not in ("kind", "step")}
+            self._advance(message["step"], figures)
+        elif message["kind"] == "evaluation":
+            words = ", ".join(f"{name} {value:.4g}" for name, value in message["metrics"].items())
+            self.progress.say(f"  {message['when']} training: {words}".replace("_", " "))
+        else:
+            self._advance(message["step"], {})
+            if message["attempt"] > 1:
+                self.progress.say(
+                    f"  attempt {message['attempt']}: {message['workers']} workers go on at step "
+                    f"{message['step']} of {self.steps}"
+                )
+
+    def _advance(self, step: int, figures: Mapping[str, float]) -> None:
+        # after a loss of workers steps are taken again, which is no progress
+        count = max(0, step - self.shown)
+        self.shown += count
+        if count or figures:
+            self.progress.advance(count, **figures)

@@ -1,0 +1,307 @@
+"""What every worker of a training runs: build, resume, train, save, measure, export.
+
+The state after step s is a function of the job, the section and s: rows, learning rate and random numbers
+are computed from the step, and everything else is in the checkpoint. So an attempt that begins where another
+one's last checkpoint ends goes on as if nothing had happened, bit for bit with as many workers. Ray is only
+asked who is who; nothing on the path of a step waits for it or for the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ingot.errors import IngotError
+from ingot.model import Batch, StepMetrics, learning_rate, train_step
+from ingot.pipelines.artifact import Damaged
+from ingot.pipelines.sections import Training
+from ingot.pipelines.store import ObjectMissing, Store, StoreError, open_store
+from ingot.pipelines.training.build import build, export, sizes
+from ingot.pipelines.training.checkpoint import CheckpointWriter, load_checkpoint, newest_step
+from ingot.pipelines.training.dataset import load_by_name
+from ingot.pipelines.training.group import Group
+from ingot.pipelines.training.job import Job
+from ingot.pipelines.training.log import StepLog, read_log
+
+
+def train_worker(config: Mapping[str, Any]) -> None:
+    """The function that Ray Train runs on each worker. `config`: store (its URI), key, section and job as
+    JSON, and the driver's monitor, a handle of the actor `Monitor`."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    monitor = config["monitor"]
+    if ray.get(monitor.refusal.remote()) is not None:
+        return
+    section, context = Training(**config["section"]), ray.train.get_context()
+    device = ray.train.torch.get_device() if section.gpus_per_worker else torch.device("cpu")
+    torch.set_num_threads(max(1, int(section.cpus_per_worker)))
+    group = Group(context.get_world_rank(), context.get_world_size(), device, section.micro_batch)
+    try:
+        job, store = Job.from_json(config["job"]), open_store(config["store"])
+        # Rank 0 speaks for all, and nobody waits for an answer.
+        tell = (lambda message: monitor.tell.remote(message)) if group.rank == 0 else lambda message: None
+        Loop(store, config["key"], job, section, group, tell).run()
+    except Exception as error:
+        if not is_worth_repeating(error):
+            ray.get(monitor.refuse.remote(*reason(error)))
+        raise
+
+
+def is_worth_repeating(error: Exception) -> bool:
+    """Whether new workers may get past this error: a store or a peer that can't be reached (torch says
+    RuntimeError), but not damaged data, a loss that is not finite, or a fault of the program."""
+    if isinstance(error, StoreError):
+        return not isinstance(error, Damaged | ObjectMissing)
+    return isinstance(error, RuntimeError | OSError)
+
+
+def reason(error: Exception) -> tuple[str, str]:
+    """What to tell the person and, of what nobody foresaw, the traceback."""
+    if isinstance(error, IngotError | FloatingPointError):
+        return str(error), ""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    words = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+    return words, "".join(traceback.format_exception(error))
+
+
+class Loop:
+    """One worker's part in one attempt at a training. `tell` is given what a watcher may want to know:
+    messages of kind "begin", "step" and "evaluation", as dictionaries."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        job: Job,
+        section: Training,
+        group: Group,
+        tell: Callable[[dict[str, Any]], object] = lambda message: None,
+    ) -> None:
+        self.store, self.key, self.job, self.section, self.group = store, key, job, section, group
+        self.tell = tell
+        self.dataset = load_by_name(job.dataset.name)(self.store, job.dataset.spec)
+        self.objective = load_by_name(job.objective.name)(**job.objective.spec)
+
+    def run(self) -> None:
+        """All of it. What is in the store already is not done again."""
+        if self.store.exists(f"{self.key}/trained.json"):
+            return
+        self.state, place = build(self.store, self.job, self.section, self.group)
+        self.attempt = self._begin_attempt()
+        self.log = StepLog(self.key, self.attempt)
+        keep = self.section.keep_checkpoints
+        self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep)
+        self._resume()
+        before = self._evaluate_once("before")
+        self._train()
+        self.writer.wait()
+        self.group.agree(0)  # rank 0 is here when the last checkpoint is committed
+        after = self._evaluate_once("after")
+        dtype = getattr(torch, self.section.precision)
+        files = export(self.store, self.state.model, self.job.special, dtype, self.group)
+        if self.group.rank == 0:
+            metrics = self._metrics() | _suffixed(before, "before") | _suffixed(after, "after")
+            record = {"files": files, "metrics": metrics}
+            self.store.create(f"{self.key}/trained.json", json.dumps(record).encode())
+
+    def _begin_attempt(self) -> int:
+        """The number of this group of workers, which no other group has; each leaves a record below it."""
+        facts = {
+            "rank": self.group.rank,
+            "world": self.group.world,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "device": str(self.group.device),
+            "at": time.time(),
+            **sizes(self.state.model),
+        }
+        number = 0
+        if self.group.rank == 0:
+            earlier = [int(name.split("/")[-2]) for name in self.store.list(f"{self.key}/attempts/")]
+            number = max(earlier, default=0) + 1
+            while not self._record_worker(number, facts):
+                number += 1
+        number = self.group.agree(number)
+        if self.group.rank:
+            self._record_worker(number, facts)
+        return number
+
+    def _record_worker(self, attempt: int, facts: Mapping[str, Any]) -> bool:
+        key = f"{self.key}/attempts/{attempt:06d}/worker-{self.group.rank:05d}.json"
+        return self.store.create(key, json.dumps(facts).encode())
+
+    def _resume(self) -> None:
+        step = newest_step(self.store, self.key) or 0
+        self.state.step = self.group.agree(step)  # one worker may see a commit that another did not
+        if self.state.step:
+            load_checkpoint(self.store, self.key, self.state.step, self.state.model, self.state.optimizer)
+        facts = {"attempt": self.attempt, "step": self.state.step, "workers": self.group.world}
+        self.tell({"kind": "begin", **facts})
+
+    def _train(self) -> None:
+        steps, every = self.section.steps, self.section.checkpoint_every
+        window = Window()
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
+            rows = reader.submit(self._read, self.state.step)
+            while self.state.step < steps:
+                step = self.state.step
+                batches, checksum = rows.result()
+                waited = window.pause()
+                if step + 1 < steps:  # read while this step runs
+                    rows = reader.submit(self._read, step + 1)
+                self.writer.check()
+                metrics = self._step(step, [self.group.here(batch) for batch in batches])
+                seconds = window.add(metrics.tokens)
+                self._note(step, metrics, seconds=seconds, waited=waited, checksum=checksum)
+                done = step + 1
+                if done % every == 0 or done == steps:
+                    self._save()
+                if done % self.section.log_every == 0 or done == steps:
+                    self._report(step, batches[0].tokens_BT.shape[1], metrics, window)
+                    window.clear()
+
+    def _read(self, step: int) -> tuple[Sequence[Batch], int]:
+        """This worker's rows of a step, and their checksum."""
+        group = self.group
+        batches = self.dataset.microbatches(step, group.rank, group.world, group.micro_batch)
+        return batches, zlib.crc32(b"".join(batch.tokens_BT.numpy().tobytes() for batch in batches))
+
+    def _step(self, step: int, batches: Sequence[Batch]) -> StepMetrics:
+        # Whatever draws random numbers in a step draws those of this step, whenever it is taken.
+        torch.manual_seed(zlib.crc32(f"{self.section.seed}/{step}/{self.group.rank}".encode()))
+        return train_step(
+            self.state,
+            batches,
+            learning_rate=self._learning_rate(step),
+            clip=self.section.clip,
+            objective=self.objective,
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        section = self.section
+        return learning_rate(
+            step,
+            steps=section.steps,
+            peak=section.learning_rate,
+            warmup=section.warmup_steps,
+            decay=round(section.decay * section.steps),
+            floor=section.floor * section.learning_rate,
+            schedule=section.schedule,
+        )
+
+    def _save(self) -> None:
+        """Begins to save the state as it is. Everything but the tensors follows from the step, and is written
+        down for those who read a checkpoint."""
+        step, section = self.state.step, self.section
+        facts = {
+            "optimizer": [
+                {name: value for name, value in parameters.items() if name != "params"}
+                for parameters in self.state.optimizer.param_groups
+            ],
+            "schedule": {"next_learning_rate": self._learning_rate(step), "steps": section.steps},
+            "data": {"next_step": step, **asdict(self.job.dataset)},
+            "random": {"seed": section.seed, "next_step": step},
+            "world": self.group.world,
+        }
+        log = self.log.take() if self.group.rank == 0 else None
+        self.writer.save(step, self.state.model, self.state.optimizer, facts, log)
+
+    def _note(self, step: int, metrics: StepMetrics, *, seconds: float, waited: float, checksum: int) -> None:
+        line = {
+            "step": step,
+            "loss": metrics.loss,
+            "gradient_norm": metrics.gradient_norm,
+            "learning_rate": self._learning_rate(step),
+            "tokens": metrics.tokens,
+            "seconds": seconds,  # since the step before, saving and waiting included
+            "seconds_waited": waited,  # for rows
+            "rows_crc32": checksum,  # of rank 0's
+            "workers": self.group.world,
+            "attempt": self.attempt,
+            "at": time.time(),
+            **metrics.extra,
+        }
+        self.log.add(line)
+
+    def _report(self, step: int, length: int, metrics: StepMetrics, window: Window) -> None:
+        flops = self.state.model.config.flops_per_token(length, causal=False)
+        message = {
+            "kind": "step",
+            "step": step + 1,
+            "loss": metrics.loss,
+            "learning_rate": self._learning_rate(step),
+            "gradient_norm": metrics.gradient_norm,
+            "tokens_per_second": window.tokens / window.seconds,
+            "flops_per_second": window.tokens * flops / window.seconds,
+            "seconds_left": (self.section.steps - step - 1) * window.seconds / window.steps,
+        }
+        self.tell(message)
+
+    def _evaluate_once(self, when: str) -> dict[str, float]:
+        """The evaluation, or what an earlier attempt measured."""
+        if self.job.evaluation is None:
+            return {}
+        key = f"{self.key}/evaluation/{when}.json"
+        if not self.group.agree(self.store.exists(key)):
+            part = self.job.evaluation
+            measured = load_by_name(part.name)(self.state.model, self.store, part.spec, self.group)
+            if self.group.rank == 0:
+                self.store.create(key, json.dumps(measured).encode())
+                self.tell({"kind": "evaluation", "when": when, "metrics": measured})
+            self.group.agree(0)
+        metrics: dict[str, float] = json.loads(self.store.read(key))
+        return metrics
+
+    def _metrics(self) -> dict[str, Any]:
+        lines = read_log(self.store, self.key)
+        tokens, seconds = sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
+        return {
+            "parameters": self.state.model.config.parameters(),
+            "steps": len(lines),
+            "tokens_trained": tokens,
+            "tokens_per_second": tokens / seconds,
+            "loss_first": lines[0]["loss"],
+            "loss_last": lines[-1]["loss"],
+            "world_size": self.group.world,
+            "attempts": self.attempt,
+        }
+
+
+class Window:
+    """The steps since the last report, and where the clock stands."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.clear()
+
+    def clear(self) -> None:
+        self.steps, self.tokens, self.seconds = 0, 0, 0.0
+
+    def pause(self) -> float:
+        """Seconds since the last step's end."""
+        return time.perf_counter() - self._last
+
+    def add(self, tokens: int) -> float:
+        """A step ended; the seconds since the one before."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self.steps += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        return seconds
+
+
+def _suffixed(metrics: Mapping[str, float], when: str) -> dict[str, float]:
+    return {f"{name}_{when}": value for name, value in metrics.items()}

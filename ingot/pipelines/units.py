@@ -1,0 +1,213 @@
+"""Units of work: a row of a Ray Data dataset is a unit, and its task leaves a record in the store.
+
+A task reads its inputs, computes, puts its objects and then creates a small record at a name derived from
+the unit. A task that is run again finds the record and does nothing. Ray Data gives scheduling, streaming
+and retries; data moves between steps through the store alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ingot.errors import IngotError
+from ingot.pipelines.store import Store, open_store
+
+# Of a task whose worker or node died. Ray Data's own default is to repeat for ever: a unit that always
+# kills its worker (too little memory, a crash in a library) would never end.
+RETRIES = 8
+
+
+class TaskFailed(Exception):
+    """A task raised what nobody foresaw: its type, words and place; its traceback stands in a note."""
+
+
+class Progress(Protocol):
+    """What the path tells the person who watches."""
+
+    def begin_stage(self, stage: str) -> None:
+        """A stage begins; its steps follow."""
+
+    def end_stage(self, stage: str, metrics: Mapping[str, Any], skipped: bool, seconds: float) -> None:
+        """Its artifact is committed, or was found committed."""
+
+    def step(self, name: str, total: int, unit: str = "units") -> None:
+        """A step of `total` units begins."""
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        """`count` more are done; `figures` are running totals worth showing, such as bytes=…"""
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of work. `name` is unique within its step and the same on every run; `body` is JSON."""
+
+    name: str
+    body: Mapping[str, Any]
+
+
+Work = Callable[[Store, Mapping[str, Any]], Mapping[str, Any]]
+"""(store, the unit's body) -> the unit's record: JSON, and a function of the body alone."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Work that needs something large in memory, such as a model: each actor of a pool calls `make(store)`
+    once, and does its units with what that gives."""
+
+    make: Callable[[Store], Work]
+    cpus: float = 1  # of one actor
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a stage works: its place in the store, and how its tasks are run."""
+
+    store: Store
+    key: str  # artifacts/<stage>/<fingerprint>
+    progress: Progress
+    workers: int | None = None  # tasks at once
+    run_name: str = ""
+
+    def run(
+        self,
+        step: str,
+        units: Sequence[Unit],
+        work: Work | Actors,
+        memory: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Runs `work(store, unit.body)` for every unit that has no record yet, on the cluster, and returns
+        the records of all units in the order given. What `work` returns must be JSON and a function of the
+        unit alone; where and when it ran is kept beside it under `ran`. `memory` is a task's need, bytes."""
+        prefix = f"{self.key}/units/{step}/"
+        names = {unit.name for unit in units}
+        assert len(names) == len(units), f"two units of {step} share a name"
+        done = {key.removeprefix(prefix).removesuffix(".json") for key in self.store.list(prefix)} & names
+        self.progress.step(step, len(units))
+        if done:
+            self.progress.advance(len(done))
+        with ThreadPoolExecutor(8) as pool:
+            earlier = pool.map(lambda name: self.store.read(f"{prefix}{name}.json"), sorted(done))
+            records = {name: json.loads(body) for name, body in zip(sorted(done), earlier, strict=True)}
+        todo = [unit for unit in units if unit.name not in done]
+        if todo:
+            self._run_tasks(prefix, todo, work, memory, records)
+        return [records[unit.name] for unit in units]
+
+    def _run_tasks(
+        self,
+        prefix: str,
+        todo: Sequence[Unit],
+        work: Work | Actors,
+        memory: int | None,
+        records: dict[str, dict[str, Any]],
+    ) -> None:
+        import ray.data
+        from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
+        from ray.util.annotations import RayDeprecationWarning
+
+        uri = self.store.uri
+        rows = [{"name": unit.name, "body": json.dumps(dict(unit.body))} for unit in todo]
+        tasks_at_once = min(len(rows), self.workers or len(rows))
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        with warnings.catch_warnings():
+            # Ray 2.60 has no other way to say how often, and announces another for 2.64
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            if isinstance(work, Actors):
+                dataset = dataset.map_batches(
+                    _Actor,
+                    fn_constructor_args=(uri, prefix, work.make),
+                    batch_size=1,
+                    num_cpus=work.cpus,
+                    num_gpus=work.gpus,
+                    memory=memory,
+                    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tasks_at_once),
+                    max_restarts=RETRIES,
+                    max_task_retries=RETRIES,
+                )
+            else:
+                dataset = dataset.map(
+                    partial(_task, uri, prefix, work),
+                    num_cpus=1,
+                    memory=memory,
+                    compute=ray.data.TaskPoolStrategy(size=tasks_at_once if self.workers else None),
+                    max_retries=RETRIES,
+                )
+        try:
+            for row in dataset.iter_rows():
+                record = json.loads(row["record"])
+                if "error" in record:
+                    raise IngotError(record["error"])
+                if "fault" in record:
+                    fault = TaskFailed(record["fault"])
+                    fault.add_note(record["trace"])
+                    raise fault
+                records[row["name"]] = record
+                self.progress.advance(1)
+        except (WorkerCrashedError, OutOfMemoryError, ActorDiedError) as error:
+            raise IngotError(
+                f"{prefix}: the worker of a unit died {RETRIES + 1} times; its last words are in the newest "
+                "python-core-worker-*.log among Ray's logs. Where it was killed for memory, run fewer at "
+                "once with --set workers=1"
+            ) from error
+
+
+def _task(uri: str, prefix: str, work: Work, row: dict[str, Any]) -> dict[str, str]:
+    record = _run_unit(_store_of_process(uri), prefix, row["name"], json.loads(row["body"]), work)
+    return {"name": row["name"], "record": json.dumps(record)}
+
+
+class _Actor:
+    """A process that makes its work at the first unit and keeps it."""
+
+    def __init__(self, uri: str, prefix: str, make: Callable[[Store], Work]) -> None:
+        self.store, self.prefix, self.make = open_store(uri), prefix, make
+
+    @cached_property
+    def work(self) -> Work:
+        return self.make(self.store)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        [name], [body] = batch["name"], batch["body"]
+        record = _run_unit(self.store, self.prefix, name, json.loads(body), lambda *unit: self.work(*unit))
+        return {"name": [name], "record": [json.dumps(record)]}
+
+
+@cache
+def _store_of_process(uri: str) -> Store:
+    # a client of S3 takes half a second to make: one for each worker process, not one for each unit
+    return open_store(uri)
+
+
+def _run_unit(store: Store, prefix: str, name: str, body: Mapping[str, Any], work: Work) -> dict[str, Any]:
+    key = f"{prefix}{name}.json"
+    try:
+        if not store.exists(key):
+            began = time.time()
+            result = dict(work(store, body))
+            result["ran"] = {"host": platform.node(), "pid": os.getpid(), "seconds": time.time() - began}
+            store.create(key, json.dumps(result).encode())
+        record: dict[str, Any] = json.loads(store.read(key))
+        return record
+    except IngotError as error:
+        # a person's error, not a fault of the machine: handed back whole, and not worth a retry
+        return {"error": str(error)}
+    except Exception as error:
+        # handed back too: Ray Data would bury what was raised, and where, under its own words
+        said = (str(error).strip().splitlines() or [""])[0]
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        fault = f"{type(error).__name__}: {said} ({Path(place.filename).name}:{place.lineno}), at {key}"
+        return {"fault": fault, "trace": traceback.format_exc()}

@@ -1,0 +1,1 @@
+"""What people and clients talk to: the command line and the endpoint."""

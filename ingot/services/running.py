@@ -1,0 +1,70 @@
+"""`ingot run` and `ingot serve`, from the command line's words to the end of what they start."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from ingot.pipelines.cluster import cluster
+from ingot.pipelines.pipeline import run_stages, stages_of
+from ingot.pipelines.recipe import load_recipe
+from ingot.pipelines.runs import begin_attempt
+from ingot.pipelines.store import Store, open_store
+from ingot.services.screen import Screen
+
+
+def run_recipe(path: Path, settings: Sequence[str], until: str | None) -> None:
+    """Runs the recipe's stages and prints what became of each. Raises IngotError."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    recipe = load_recipe(path, settings)
+    stages = stages_of(recipe, until)
+    store = open_store(recipe.store)
+    attempt = begin_attempt(store, recipe, stages)
+    console = Console(highlight=False)
+    console.print(f"run [bold]{recipe.name}[/bold] in {escape(store.uri)}", soft_wrap=True)
+    began = time.monotonic()
+    screen = Screen(console)
+    try:
+        with ExitStack() as stack:
+
+            @cache
+            def connect() -> None:
+                logs = stack.enter_context(cluster(store))
+                signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in its place
+                console.print(f"Ray's logs: {logs}", style="dim", soft_wrap=True, markup=False)
+
+            run_stages(recipe, store, attempt, screen, stages, connect)
+    finally:
+        screen.close()
+    see = f"ingot runs show {recipe.name} --store {store.uri}"
+    console.print(f"done in {time.monotonic() - began:.1f} s; see: {see}", soft_wrap=True, markup=False)
+
+
+def serve_until_interrupted(store: Store, model: str, host: str, port: int) -> None:
+    """Serves the model until SIGINT or SIGTERM, then stops what it started."""
+    from ingot.pipelines.registry import resolve
+    from ingot.services.serve.endpoint import serve_model
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    version = resolve(store, model)
+    console = Console(highlight=False)
+    try:
+        with serve_model(store, version, host=host, port=port, say=console.print) as endpoint:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in its place
+            console.print(f"{version.id} answers at {endpoint.url}/v1 (interrupt to stop)", soft_wrap=True)
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM is what a scheduler sends: it ends a run as the keyboard's interrupt does."""
+    raise KeyboardInterrupt

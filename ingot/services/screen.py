@@ -1,0 +1,78 @@
+"""What a run shows: one live line for the step under way on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ingot.services.summaries import summary
+
+PLAIN_INTERVAL = 10.0  # seconds between two lines about the same step where there is no terminal
+
+
+class Screen:
+    """A `Progress` for people."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.live: Progress | None = None
+        self.task = TaskID(0)
+        self.stage = self.name = self.unit = ""
+        self.total = self.count = 0
+        self.began = self.told = 0.0
+
+    def begin_stage(self, stage: str) -> None:
+        self.stage = stage
+        self._end_step()
+
+    def end_stage(self, stage: str, metrics: Mapping[str, Any], skipped: bool, seconds: float) -> None:
+        self._end_step()
+        state = "already committed" if skipped else f"{seconds:.1f} s"
+        line = escape(summary(stage, metrics))
+        self.console.print(f"[bold]{stage:<11}[/bold]{state:<18} {line}", soft_wrap=True)
+
+    def step(self, name: str, total: int, unit: str = "units") -> None:
+        self._end_step()
+        self.name, self.total, self.count, self.unit = name, total, 0, unit
+        self.began = self.told = time.monotonic()
+        if self.console.is_terminal:
+            self.live = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.live.start()
+            self.task = self.live.add_task(f"{self.stage} · {name}", total=total, figures=unit)
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        self.count += count
+        shown = " · ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+        if self.live:
+            self.live.update(self.task, advance=count, figures=shown or self.unit)
+        elif time.monotonic() - self.told > PLAIN_INTERVAL:
+            self.told = time.monotonic()
+            self.say(f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit} {shown}".rstrip())
+
+    def say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        self._end_step()
+
+    def _end_step(self) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"

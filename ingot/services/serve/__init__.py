@@ -1,0 +1,4 @@
+"""The endpoint: a model version behind an OpenAI-compatible API, on Ray Serve and vLLM.
+
+`endpoint` starts and stops it, `replica` is what Ray Serve runs, `weights` brings the checkpoint to it, `api`
+is what clients see, and `adapter` holds every import from vLLM."""

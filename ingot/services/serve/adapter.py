@@ -1,0 +1,188 @@
+"""vLLM behind a few names: every import from it is in this file, for none of them is a stable interface.
+
+`tests/services/test_serve_adapter.py` compares each with what is used here, so another version of vLLM fails
+there and not in front of a client. Importing this module takes many seconds: only replicas do."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from jinja2 import TemplateError
+from pydantic import BaseModel
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.fingerprint import set_default_fingerprint_mode
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import utils as engine_utils
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ingot.services.serve.settings import ServedModel
+
+__all__ = ["REFUSALS", "Answer", "ChatCompletionRequest", "CompletionRequest", "Engine", "Refused", "refusal"]
+
+Answer = BaseModel | AsyncGenerator[str, None]  # a whole answer, or the lines of a stream of events
+
+BLOCK = 128  # tokens in a block of the key-value cache on CPU
+CACHE_BYTES = 4 << 30  # at most, on CPU
+
+
+class Engine:
+    """A running vLLM engine and its OpenAI-compatible handlers."""
+
+    def __init__(self, folder: Path, served: ServedModel) -> None:
+        """Starts the engine; must be called where an event loop runs."""
+        if not served.options.gpus:
+            _start_quickly()
+        config = engine_arguments(folder, served).create_engine_config(UsageContext.OPENAI_API_SERVER)
+        self.model = AsyncLLM.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=False,
+            disable_log_stats=True,
+        )
+        self.context: int = config.model_config.max_model_len
+        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
+        set_default_fingerprint_mode("custom", f"ingot-{served.weights[:16]}")
+        models = OpenAIServingModels(
+            self.model, [BaseModelPath(name, str(folder)) for name in served.names], lora_modules=None
+        )
+        renderer = OnlineRenderer(
+            self.model.model_config,
+            self.model.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        self._completion = OpenAIServingCompletion(
+            self.model, models, online_renderer=renderer, request_logger=None
+        )
+        self._chat = OpenAIServingChat(
+            self.model,
+            models,
+            "assistant",
+            online_renderer=renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+
+    async def complete(self, request: CompletionRequest, http: Request | None = None) -> Answer:
+        """Answers a completion. What it raises of REFUSALS is the client's fault."""
+        return _answer(await self._completion.create_completion(request, http))
+
+    async def chat(self, request: ChatCompletionRequest, http: Request | None = None) -> Answer:
+        """Answers a chat completion. What it raises of REFUSALS is the client's fault."""
+        return _answer(await self._chat.create_chat_completion(request, http))
+
+    async def check_health(self) -> None:
+        """Raises where the engine is dead."""
+        await self.model.check_health()
+
+    def shutdown(self) -> None:
+        self.model.shutdown()
+
+
+class Refused(Exception):
+    """A request was refused; the message is meant for the client, the code for programs."""
+
+    def __init__(
+        self, status: int, message: str, parameter: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.parameter = parameter
+        self.code = code
+
+
+def _start_quickly() -> None:
+    """Two more imports of vLLM saved, each 15 s of a core."""
+    # On a machine's first start another process would import all of it to look at the architecture.
+    ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
+    # The engine's process would import it after this one has; the fork server that the replica started does
+    # so at the same time.
+    engine_utils.get_mp_context = lambda: multiprocessing.get_context("forkserver")
+
+
+def engine_arguments(folder: Path, served: ServedModel) -> AsyncEngineArgs:
+    """What vLLM is started with: float32 and no compiler on CPU, the checkpoint's own type on GPU."""
+    options = served.options
+    common: dict[str, Any] = {
+        "model": str(folder),
+        "served_model_name": list(served.names),
+        "load_format": "safetensors",
+        "max_model_len": options.context,
+        "max_num_seqs": options.sequences,
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if options.gpus:
+        return AsyncEngineArgs(
+            **common,
+            dtype="auto",
+            tensor_parallel_size=options.gpus,
+            distributed_executor_backend="mp" if options.gpus > 1 else "uni",
+        )
+    return AsyncEngineArgs(
+        **common,
+        dtype="float32",
+        enforce_eager=True,
+        distributed_executor_backend="uni",
+        kv_cache_memory_bytes=cache_bytes(
+            json.loads((folder / "config.json").read_text()), options.context, options.sequences
+        ),
+    )
+
+
+def cache_bytes(config: dict[str, Any], context: int | None, sequences: int) -> int:
+    """The key-value cache for that many float32 sequences of full length, at most CACHE_BYTES but for one."""
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * head
+    blocks = -(-(context or config["max_position_embeddings"]) // BLOCK)
+    one = token * BLOCK * (blocks + 1)  # vLLM keeps a block for itself
+    return max(one, min(CACHE_BYTES, one * sequences))
+
+
+def refusal(error: Exception) -> Refused | None:
+    """One of REFUSALS, raised by the engine or while a request was parsed, in words that are meant for the
+    client; None where vLLM has no such words."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, GracefulHTTPError):
+        return Refused(int(error.http_status), error.message)
+    if isinstance(error, VLLMClientError):
+        message, parameter = str(error.args[0]), getattr(error, "parameter", None)
+        if parameter in ("input_text", "input_tokens"):  # vLLM's own words for a prompt that is too long
+            return Refused(400, message, code="context_length_exceeded")
+        return Refused(400, message, parameter)
+    if isinstance(error.__cause__, TemplateError):
+        return Refused(400, str(error), "messages")  # what the chat template says itself
+    return None
+
+
+REFUSALS = (Refused, GracefulHTTPError, VLLMClientError, ValueError)
+
+
+def _answer(answer: Answer | ErrorResponse) -> Answer:
+    if not isinstance(answer, ErrorResponse):
+        return answer
+    if answer.error.code >= 500:
+        raise RuntimeError(answer.error.message)
+    code = "model_not_found" if answer.error.code == 404 else None
+    raise Refused(int(answer.error.code), answer.error.message, answer.error.param, code)

@@ -1,0 +1,90 @@
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+
+from ingot.model import PRESETS, Transformer, generate, losses, parallelize
+
+
+@pytest.mark.parametrize("change", [{}, {"width": 512, "heads": 8, "layers": 4, "hidden": 1408}])
+def test_the_first_loss_is_the_logarithm_of_the_vocabulary(change):
+    config = dataclasses.replace(PRESETS["tiny"], **change)
+    model = Transformer(config)
+    model.init_weights(seed=1)
+    tokens = torch.randint(config.vocabulary, (2, 257), generator=torch.Generator().manual_seed(0))
+    loss = model(tokens[:, :-1], tokens[:, 1:]).mean().item()
+    assert abs(loss - math.log(config.vocabulary)) < 0.1
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_the_road_to_them(config):
+    plain, again, other = (Transformer(config) for _ in range(3))
+    plain.init_weights(seed=3)
+    with torch.device("meta"):
+        meta = Transformer(config)
+    meta.to_empty(device="cpu")
+    meta.init_weights(seed=3)
+    torch.manual_seed(99)
+    again.init_weights(seed=3)
+    other.init_weights(seed=4)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, meta.state_dict()[name])
+    assert not torch.equal(plain.embedding.weight, other.embedding.weight)
+
+
+def test_a_token_sees_only_what_stands_before_it(model, make_batch):
+    tokens = make_batch(rows=2, length=12).tokens_BT
+    changed = tokens.clone()
+    changed[:, 7:] = 0
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+def test_losses_are_those_of_the_logits(model, make_batch):
+    batch = make_batch(rows=2)
+    logprobs = model(batch.tokens_BT).log_softmax(dim=-1)
+    expected = -logprobs.gather(2, batch.targets_BT[..., None]).squeeze(2)
+    torch.testing.assert_close(model(batch.tokens_BT, batch.targets_BT), expected)
+
+
+def gradients(model: Transformer, batch) -> dict[str, torch.Tensor]:
+    model(batch.tokens_BT, batch.targets_BT).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_activation_checkpointing_changes_no_gradient_and_no_name(config, model, make_batch):
+    batch = make_batch(rows=2)
+    checkpointed = parallelize(Transformer(config), checkpointing="full")
+    checkpointed.load_state_dict(model.state_dict())
+    torch.testing.assert_close(gradients(checkpointed, batch), gradients(model, batch))
+
+
+def test_compilation_changes_no_gradient(config, model, make_batch, monkeypatch):
+    """Block by block, checkpointed, and the loss in chunks that are compiled in both passes.
+
+    By the compiler's front end: what its back end makes of the graphs takes it two minutes, cold.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(losses, "LOGITS_KEPT", 8 * config.vocabulary)
+    batch = make_batch(rows=2)
+    compiled = parallelize(Transformer(config), compile=True, checkpointing="full")
+    compiled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(gradients(compiled, batch), gradients(model, batch))
+    assert generate(compiled, [[1, 2], [3]], new_tokens=4) == generate(model, [[1, 2], [3]], new_tokens=4)
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_and_gradients_in_fp32(config, model, make_batch):
+    batch = make_batch(rows=2)
+    half = parallelize(Transformer(config), precision="bf16")
+    half.load_state_dict(model.state_dict())
+    seen = []
+    half.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    expected, found = gradients(model, batch), gradients(half, batch)
+    assert seen == [torch.bfloat16]
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        # Norms within 3%: bf16 has 8 bits.
+        assert (gradient - expected[name]).norm() < 0.03 * expected[name].norm(), name

@@ -1,0 +1,184 @@
+"""The compiled kernels compute what plain Python does, and MinHash estimates what it should."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import dedup_reference as reference
+import numpy as np
+import pyarrow
+import pytest
+from dedup_corpora import planted_pair
+
+from ingot.pipelines.dedup.banding import choose_banding
+from ingot.pipelines.dedup.documents import id_strings, ids, utf8
+from ingot.pipelines.dedup.kernels import capacity, content_keys, permutations, sign
+
+POOLS = [
+    "abcdefgh ABCDEFGH _0189 ",
+    " \t\n\r\x0b\x0c.,;:!?()[]{}'\"`~@^/\\\x00\x7f",
+    "éÀßñ ÖıİſK\u00a0«»¿·",  # letters and punctuation of two bytes; letters whose lower case is ASCII
+    "“”‘’—…\u2009\u200b\u202f€™ℵ",
+    "漢字仮名カタカナ、。「」々 Ａｂ０，：ｶ",
+    "ไทยລາວမြန်ကခខ្មែរ",
+    "한국어 हिन्दी עברית العربية",
+    "😀🚀𝔘𠀋𠂢 ",
+]
+
+
+def random_texts(count: int, longest: int) -> list[str]:
+    draw = random.Random(7)
+    texts = ["", " ", "\n", ".", "a", "word", "two words", "Ａ", "漢", "漢字漢字漢字", "é", "-é-", "x" * 70]
+    for _ in range(count):
+        pools = draw.choices(POOLS, k=draw.randint(1, 3))
+        texts.append("".join(draw.choice(draw.choice(pools)) for _ in range(draw.randint(0, longest))))
+    return texts
+
+
+def buffers(texts: list[str]) -> tuple[Any, Any]:
+    return utf8(pyarrow.chunked_array([pyarrow.array(texts, pyarrow.string())]))
+
+
+def signed(texts: list[str], ngram: int, count: int, bands: int) -> tuple[list[list[int]], Any]:
+    """Each text's shingles, and the hashes of its bands [texts, bands]."""
+    data, offsets = buffers(texts)
+    shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(len(texts), np.int64)
+    hashes = np.zeros((len(texts), bands), np.uint64)
+    wanted = np.ones(len(texts), bool)
+    total = sign(data, offsets, wanted, ngram, *permutations(count, 3), bands, hashes, shingles, counts)
+    assert total == counts.sum() <= len(shingles)
+    return [part.tolist() for part in np.split(shingles[:total], np.cumsum(counts)[:-1])], hashes
+
+
+@pytest.mark.parametrize("ngram", [1, 2, 5])
+def test_shingles_of_any_text_are_the_reference_ones(ngram: int) -> None:
+    texts = random_texts(600, 80)
+    shingles, hashes = signed(texts, ngram, count=12, bands=3)
+    multipliers, addends = (part.tolist() for part in permutations(12, 3))
+    for text, found, bands in zip(texts, shingles, hashes.tolist(), strict=True):
+        expected = reference.shingles(text, ngram)
+        assert found == expected, repr(text)
+        if expected:
+            assert bands == reference.band_hashes(expected, multipliers, addends, 3), repr(text)
+
+
+def test_shingles_of_long_texts_with_many_repeats_are_a_sorted_set() -> None:
+    draw = random.Random(5)
+    vocabularies = [
+        ["a"],
+        ["a", "b"],
+        [str(number) for number in range(40)],
+        [str(number) for number in range(10**5)],
+    ]
+    texts = [" ".join(draw.choices(words, k=30_000)) for words in vocabularies]
+    for text, found in zip(texts, signed(texts, 2, 1, 1)[0], strict=True):
+        assert found == reference.shingles(text, 2)
+
+
+def test_content_keys_are_the_hash_of_the_normalised_content() -> None:
+    texts = random_texts(600, 80)
+    data, offsets = buffers(texts)
+    keys = np.empty((len(texts), 2), np.uint64)
+    content_keys(data, offsets, keys)
+    for text, key in zip(texts, keys.tolist(), strict=True):
+        assert tuple(key) == reference.murmur128(reference.normalise(text)), repr(text)
+
+
+def test_the_hash_is_the_published_one() -> None:
+    # mmh3.hash64("foo"), as the documentation of the mmh3 package gives it
+    assert reference.murmur128(b"foo") == (-2129773440516405919 % 2**64, 9128664383759220103)
+
+
+def test_equal_normalised_contents_have_equal_shingles() -> None:
+    text = "A Naïve\n\t 漢字 text — with \r\n several   WORDS, and\u00a0more"
+    other = "\n" + text.replace(" ", " \n ").lower() + "  "
+    assert reference.normalise(text) == reference.normalise(other)
+    [left, right], _ = signed([text, other], 3, 1, 1)
+    assert left == right
+
+
+def test_unwanted_documents_are_left_out() -> None:
+    texts = ["one two three", "four five six", "seven eight nine"]
+    data, offsets = buffers(texts)
+    shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(3, np.int64)
+    wanted = np.array([True, False, True])
+    total = sign(
+        data, offsets, wanted, 2, *permutations(4, 1), 2, np.zeros((3, 2), np.uint64), shingles, counts
+    )
+    assert counts.tolist() == [2, 0, 2]
+    assert shingles[:total].tolist() == reference.shingles(texts[0], 2) + reference.shingles(texts[2], 2)
+
+
+def test_a_slice_of_a_column_is_read_as_such() -> None:
+    column = pyarrow.chunked_array([["zero", "one"], [], ["two", "three", "four"]])
+    data, offsets = utf8(column.slice(1, 3))
+    assert [bytes(data[a:b]).decode() for a, b in pairwise(offsets)] == [
+        "one",
+        "two",
+        "three",
+    ]
+
+
+def test_ids_survive_the_way_to_integers_and_back_and_keep_their_order() -> None:
+    names = sorted(f"{random.Random(seed).getrandbits(128):032x}" for seed in range(50))
+    high, low = ids(pyarrow.chunked_array([names])).T
+    assert id_strings(high, low).to_pylist() == names
+    assert np.lexsort((low, high)).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.8, 0.95])
+def test_the_share_of_equal_minima_estimates_the_similarity(similarity: float) -> None:
+    draw = random.Random(int(similarity * 100))
+    pairs, count = 150, 256
+    planted = [planted_pair(draw, similarity, 150) for _ in range(pairs)]
+    true = planted[0][2]
+    _, minima = signed([text for pair in planted for text in pair[:2]], 5, count, bands=count)
+    shares = (minima[0::2] == minima[1::2]).mean(axis=1)
+    deviation = (true * (1 - true) / count) ** 0.5
+    assert abs(shares.mean() - true) < 4 * deviation / pairs**0.5
+    assert 0.75 < shares.std() / deviation < 1.25  # as the binomial has it: the permutations are independent
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.8, 0.9])
+def test_pairs_become_candidates_as_often_as_the_formula_says(similarity: float) -> None:
+    banding = choose_banding(0.8, 128)
+    draw = random.Random(int(similarity * 1000))
+    pairs = 500
+    planted = [planted_pair(draw, similarity, 150) for _ in range(pairs)]
+    texts = [text for pair in planted for text in pair[:2]]
+    _, hashes = signed(texts, 5, banding.bands * banding.rows, banding.bands)
+    rate = (hashes[0::2] == hashes[1::2]).any(axis=1).mean()
+    expected = banding.candidate_probability(planted[0][2])
+    assert abs(rate - expected) <= 3.3 * (expected * (1 - expected) / pairs) ** 0.5 + 1 / pairs
+
+
+def test_banding_leans_to_recall() -> None:
+    for permutations_ in (64, 128, 256):
+        for threshold in (0.5, 0.7, 0.8, 0.9):
+            banding = choose_banding(threshold, permutations_)
+            assert banding.bands * banding.rows <= permutations_
+            assert banding.candidate_probability(threshold) > 0.9
+            assert banding.candidate_probability(threshold + 0.07) > 0.985
+    assert choose_banding(0.8, 128).candidate_probability(0.85) > 0.99
+
+
+def test_kernels_work_where_no_cache_can_be_written(tmp_path: Path) -> None:
+    module = tmp_path / "kernel_of_test.py"
+    module.write_text(
+        "from ingot.pipelines.dedup.compiled import compiled\n\n@compiled\ndef twice(n):\n    return 2 * n\n"
+    )
+    # of numba's places for its cache only the user's folder is left, and that is none
+    env = {**os.environ, "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(tmp_path)}
+    env["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserWideCacheLocator"
+    env.pop("NUMBA_CACHE_DIR", None)
+    code = "import kernel_of_test; print(kernel_of_test.twice(21))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=Path.cwd()
+    )
+    assert done.stdout.strip() == "42", done.stderr

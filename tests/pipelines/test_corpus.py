@@ -1,0 +1,286 @@
+"""Raw files become the same documents on any machine, and what is bad in them is never passed over."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import sysconfig
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from ingot.errors import IngotError, UsageError
+from ingot.pipelines import sources
+from ingot.pipelines.artifact import Artifact
+from ingot.pipelines.corpus import document_id
+from ingot.pipelines.sections import PythonPackages
+from ingot.pipelines.store import LocalStore, Store, open_store
+
+Corpus = Callable[..., Artifact]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "raw"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def corpus(store: LocalStore, run_one_stage: Callable[..., Artifact]) -> Corpus:
+    """The corpus of a folder or S3 prefix, or of several sources."""
+
+    def run(raw: Any, store: Store = store, workers: int = 2, **settings: Any) -> Artifact:
+        given = raw if isinstance(raw, list) else [files("raw", raw)]
+        return run_one_stage(store, "corpus", {"sources": given, **settings}, workers=workers)
+
+    return run
+
+
+def files(name: str, path: Any, **fields: str) -> dict[str, Any]:
+    return {"source": "files", "name": name, "path": str(path), **fields}
+
+
+def documents(artifact: Artifact) -> list[dict[str, Any]]:
+    return [row for name in artifact.names("documents/") for row in artifact.table(name).to_pylist()]
+
+
+def quarantine(artifact: Artifact) -> list[dict[str, Any]]:
+    return [row for name in artifact.names("quarantine/") for row in artifact.table(name).to_pylist()]
+
+
+def parquet(table: pyarrow.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def json_lines(*records: Any) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def test_every_kind_of_file_becomes_documents(folder: Path, corpus: Corpus) -> None:
+    lines = json_lines({"text": "one", "url": "http://a", "tags": ["x"], "n": 1}, {"text": "zwei ü"})
+    (folder / "a.txt").write_text("plain ä")
+    (folder / "b.txt.gz").write_bytes(gzip.compress(b"zipped"))
+    (folder / "c.txt.zst").write_bytes(zstandard.compress(b"first ") + zstandard.compress(b"second frame"))
+    (folder / "d.jsonl").write_bytes(lines)
+    (folder / "e.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "f.jsonl.zst").write_bytes(zstandard.compress(lines))
+    (folder / "g.parquet").write_bytes(
+        parquet(pyarrow.table({"text": ["row 0", "row 1"], "url": [None, "http://b"]}))
+    )
+    (folder / "deep").mkdir()
+    (folder / "deep" / "h.md").write_text("deep")
+    artifact = corpus(folder)
+    rows = documents(artifact)
+    assert [(row["path"], row["record"], row["text"]) for row in rows] == [
+        ("a.txt", 0, "plain ä"),
+        ("b.txt.gz", 0, "zipped"),
+        ("c.txt.zst", 0, "first second frame"),
+        ("d.jsonl", 0, "one"),
+        ("d.jsonl", 1, "zwei ü"),
+        ("deep/h.md", 0, "deep"),
+        ("e.jsonl.gz", 0, "one"),
+        ("e.jsonl.gz", 1, "zwei ü"),
+        ("f.jsonl.zst", 0, "one"),
+        ("f.jsonl.zst", 1, "zwei ü"),
+        ("g.parquet", 0, "row 0"),
+        ("g.parquet", 1, "row 1"),
+    ]
+    assert {row["source"] for row in rows} == {"raw"}
+    assert (rows[3]["url"], json.loads(rows[3]["metadata"])) == ("http://a", {"n": 1, "tags": ["x"]})
+    assert (rows[10]["url"], rows[11]["url"], rows[10]["metadata"]) == (None, "http://b", None)
+    assert all(row["id"] == document_id("raw", row["path"], row["record"]) for row in rows)
+    metrics = artifact.metrics
+    assert (metrics["files"], metrics["documents_in"], metrics["documents_out"]) == (8, 12, 12)
+    assert metrics["bytes_in"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert metrics["bytes_out"] == sum(len(row["text"].encode()) for row in rows)
+
+
+def test_the_fields_of_text_and_address_can_be_named(folder: Path, corpus: Corpus) -> None:
+    (folder / "a.jsonl").write_bytes(json_lines({"body": "one", "link": "http://a", "text": "not this"}))
+    [row] = documents(corpus([files("raw", folder, text="body", url="link")]))
+    assert (row["text"], row["url"]) == ("one", "http://a")
+
+
+def test_empty_texts_are_counted_and_left_out(folder: Path, corpus: Corpus) -> None:
+    (folder / "a.jsonl").write_bytes(json_lines({"text": ""}, {"text": "one"}, {"text": " \n"}))
+    (folder / "b.txt").touch()
+    artifact = corpus(folder)
+    assert [row["record"] for row in documents(artifact)] == [1]
+    assert (artifact.metrics["empty"], artifact.metrics["documents_in"]) == (3, 4)
+
+
+BAD = {
+    "latin.txt": ("café".encode("latin-1"), "not UTF-8 at byte 3"),
+    "cut.txt.gz": (gzip.compress(b"text " * 1000)[:-9], "the compressed file is truncated"),
+    "cut.txt.zst": (zstandard.compress(bytes(range(256)) * 900)[:-5], "the compressed file is truncated"),
+    "junk.txt.gz": (b"this is no archive", "not a readable archive"),
+    "junk.txt.zst": (b"this is no archive", "not a readable archive"),
+    "bad.jsonl": (b'{"text": "good"}\n{"text": \n', "line 2 is not JSON"),
+    "latin.jsonl": (b'{"text": "good"}\n{"text": "caf\xe9"}\n', "line 2 is not JSON in UTF-8"),
+    "list.jsonl": (b'{"text": "good"}\n[1]\n', "line 2 is no JSON object"),
+    "deep.jsonl": (b'{"text": "good"}\n' + b"[" * 100_000 + b"\n", "line 2 is not JSON"),
+    "field.jsonl": (b'{"text": "good"}\n{"txt": "x"}\n', "record 1 has no text field 'text'"),
+    "number.jsonl": (b'{"text": "good"}\n{"text": 3}\n', "record 1 has no text field 'text'"),
+    "half.jsonl": (b'{"text": "good"}\n{"text": "\\ud800"}\n', "record 1 holds half of a surrogate pair"),
+    "url.jsonl": (
+        b'{"text": "good"}\n{"text": "x", "url": "\\udc00"}\n',
+        "record 1 holds half of a surrogate",
+    ),
+    "cut.jsonl.gz": (gzip.compress(json_lines({"text": "good"}) * 9000)[:-9], "truncated, after "),
+    "cut.parquet": (parquet(pyarrow.table({"text": ["x" * 99] * 99}))[:-40], "not a readable Parquet file"),
+    "junk.parquet": (b"PAR1" + b"\xff" * 99 + b"PAR1", "not a readable Parquet file"),
+    "empty.parquet": (b"", "not a readable Parquet file"),
+    "column.parquet": (parquet(pyarrow.table({"body": ["x"]})), "record 0 has no text field"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_kind_of_badness_is_noticed(name: str) -> None:
+    data, reason = BAD[name]
+    source = sources.Files(source="files", name="raw", path="/raw")
+    *before, last = sources.records(source, name, data)
+    assert last.bad is not None
+    assert reason in last.bad
+    assert all(record.text == "good" for record in before)
+
+
+def test_by_default_a_bad_record_stops_the_run(folder: Path, corpus: Corpus, store: LocalStore) -> None:
+    (folder / "good.txt").write_text("good")
+    for name, (data, _) in BAD.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(IngotError) as caught:
+        corpus(folder)
+    message = str(caught.value)
+    assert "corpus: raw: bad.jsonl: line 2 is not JSON" in message
+    assert f"({len(BAD) - 1} more bad records)" in message
+    assert "corpus.bad_records: quarantine" in message
+    assert [key for key in store.list("artifacts/") if key.endswith("manifest.json")] == []
+
+
+def test_bad_records_go_to_quarantine_when_asked(folder: Path, corpus: Corpus) -> None:
+    (folder / "good.txt").write_text("good")
+    for name, (data, _) in BAD.items():
+        (folder / name).write_bytes(data)
+    artifact = corpus(folder, bad_records="quarantine")
+    found = {row["path"]: row for row in quarantine(artifact)}
+    assert found.keys() == BAD.keys()
+    for name, (_, reason) in BAD.items():
+        assert reason in found[name]["reason"]
+        assert found[name]["source"] == "raw"
+    metrics = artifact.metrics
+    assert metrics["documents_in"] == metrics["documents_out"] + metrics["bad"] + metrics["empty"]
+    assert {row["text"] for row in documents(artifact)} == {"good"}
+
+
+def test_a_corpus_without_text_says_so(folder: Path, corpus: Corpus) -> None:
+    with pytest.raises(UsageError, match="raw: no files below"):
+        corpus(folder)
+    (folder / "blank.txt").write_text(" \n")
+    with pytest.raises(IngotError, match=r"corpus: 1 files hold no text \(0 bad records, 1 empty\); point"):
+        corpus(folder)
+    with pytest.raises(UsageError, match="no such folder"):
+        corpus(folder / "none")
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(folder: Path, corpus: Corpus) -> None:
+    (folder / "caf\udce9.txt").write_text("text")
+    with pytest.raises(UsageError, match="is not UTF-8; rename it"):
+        corpus(folder)
+
+
+def test_adding_a_file_renumbers_nothing(folder: Path, corpus: Corpus) -> None:
+    (folder / "b.jsonl").write_bytes(json_lines({"text": "one"}, {"text": "two"}))
+    before = {row["id"]: row["text"] for row in documents(corpus(folder))}
+    (folder / "a.txt").write_text("three")
+    after = {row["id"]: row["text"] for row in documents(corpus(folder))}
+    assert after.items() > before.items()
+    assert len(after) == 3
+
+
+def test_a_file_that_changes_while_it_is_read_stops_the_run(folder: Path) -> None:
+    (folder / "a.txt").write_text("one")
+    source = sources.Files(source="files", name="raw", path=str(folder))
+    [entry] = sources.inventory(source)
+    (folder / "a.txt").write_text("two")
+    with pytest.raises(IngotError, match="not what it was"):
+        sources.read_unchanged(source, entry)
+
+
+def test_the_digest_depends_on_neither_workers_nor_order_nor_place(
+    small_texts: Path, folder: Path, tmp_path: Path, corpus: Corpus
+) -> None:
+    (folder / "other.jsonl").write_bytes(json_lines(*({"text": f"record {number}"} for number in range(99))))
+    moved = shutil.copytree(small_texts, tmp_path / "moved")
+    given = [files("texts", small_texts), files("lines", folder)]
+    first = corpus(given, LocalStore(str(tmp_path / "1")), workers=1, unit_bytes=20_000)
+    given = [files("lines", folder), files("texts", moved)]
+    second = corpus(given, LocalStore(str(tmp_path / "2")), workers=2, unit_bytes=20_000)
+    assert len(first.names("documents/")) >= 6
+    assert first.digest == second.digest
+    # the golden digest: where it changes, corpus.VERSION (or the pinned pyarrow) must have changed
+    assert first.digest == "d1935b3f3716250fa53e728a2f4a65eea551660a9b3ca0dc0afc2b2d48aabe14"
+
+
+def test_two_worker_processes_read(folder: Path, corpus: Corpus, store: LocalStore) -> None:
+    for number in range(6):
+        (folder / f"{number}.jsonl").write_bytes(json_lines({"text": "one line of many"}) * 6_000)
+    artifact = corpus(folder, unit_bytes=150_000)
+    ran = [json.loads(store.read(key))["ran"] for key in store.list(f"{artifact.key}/units/read/")]
+    assert len(ran) == 6
+    assert len({(each["host"], each["pid"]) for each in ran}) >= 2
+
+
+def test_large_files_are_cut_and_small_ones_gathered(folder: Path, corpus: Corpus) -> None:
+    (folder / "a.jsonl").write_bytes(json_lines(*({"text": "x" * 100} for _ in range(100))))
+    for number in range(20):
+        (folder / f"b{number:02d}.txt").write_text("y" * 100)
+    artifact = corpus(folder, unit_bytes=2_000)
+    sizes = [sum(map(len, artifact.table(name)["text"].to_pylist())) for name in artifact.names("documents/")]
+    assert sizes == [2_500, 2_500, 2_500, 2_500, 2_000]
+    assert len(documents(artifact)) == 120
+
+
+def test_a_prefix_of_s3_is_read_like_a_folder(s3: Any, folder: Path, corpus: Corpus, tmp_path: Path) -> None:
+    remote = open_store(s3.uri(uuid.uuid4().hex))
+    for name in ("a.txt", "deep/b.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+        remote.create(name, name.encode())
+    local = [sources.Files(source="files", name="raw", path=str(place)) for place in (folder, remote.uri)]
+    read = [
+        [(e.key, sources.read_unchanged(source, e)) for e in sources.inventory(source)] for source in local
+    ]
+    assert read[0] == read[1] == [("a.txt", b"a.txt"), ("deep/b.txt", b"deep/b.txt")]
+
+
+def test_installed_packages_are_read_without_their_tests() -> None:
+    found = sources.inventory(PythonPackages(source="python-packages", packages=["yaml", "yaml"]))
+    paths = [entry.key for entry in found]
+    assert paths == sorted(set(paths))
+    assert {"python/json/decoder.py", "python/ast.py", "yaml/loader.py"} <= set(paths)
+    assert not [path for path in paths if {"test", "tests", "site-packages"} & set(path.split("/"))]
+    entry = next(entry for entry in found if entry.key == "python/ast.py")
+    data = sources.read_unchanged(PythonPackages(source="python-packages"), entry)
+    assert data == (Path(sysconfig.get_paths()["stdlib"]) / "ast.py").read_bytes()
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    for package in ("no_such_package", "../x", "os.path"):
+        with pytest.raises(UsageError, match="is installed; install it or leave it out"):
+            sources.inventory(PythonPackages(source="python-packages", packages=[package]))

@@ -1,0 +1,126 @@
+"""Shards hold every kept document once, and the index finds it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingot.errors import IngotError
+from ingot.pipelines.artifact import Artifact
+from ingot.pipelines.store import LocalStore
+from ingot.pipelines.tokenizer import load_tokenizer
+from ingot.pipelines.tokens import held_out
+
+SETTINGS = {"held_out": 0.2}
+
+
+@pytest.fixture(scope="module")
+def tokens(small_path: Any, run_one_stage: Callable[..., Artifact]) -> Artifact:
+    return run_one_stage(small_path.store, "tokens", SETTINGS, small_path.inputs)
+
+
+@pytest.fixture(scope="module")
+def index(tokens: Artifact) -> list[dict[str, Any]]:
+    return [row for name in tokens.names("index/") for row in tokens.table(name).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def texts(small_path: Any) -> dict[str, str]:
+    """Document → text, of what dedup kept."""
+    corpus, dedup = small_path.corpus, small_path.dedup
+    kept = {row for name in dedup.names("kept/") for row in dedup.table(name)["id"].to_pylist()}
+    rows = [row for name in corpus.names("documents/") for row in corpus.table(name).to_pylist()]
+    return {row["id"]: row["text"] for row in rows if row["id"] in kept}
+
+
+def shard(tokens: Artifact, name: str) -> np.ndarray:
+    return np.frombuffer(
+        tokens.read(name), dtype=np.dtype(tokens.json("meta.json")["dtype"]).newbyteorder("<")
+    )
+
+
+def test_every_kept_document_is_in_the_index_once(index: list[dict[str, Any]], texts: dict[str, str]) -> None:
+    assert [row["id"] for row in index] == list(texts)
+    assert [row["bytes"] for row in index] == [len(text.encode()) for text in texts.values()]
+
+
+def test_every_document_is_where_the_index_says(
+    tokens: Artifact, index: list[dict[str, Any]], texts: dict[str, str], small_path: Any
+) -> None:
+    encoder = load_tokenizer(small_path.tokenizer)
+    for row in index:
+        ids = shard(tokens, f"{row['split']}/{row['shard']:05d}.bin")
+        place = slice(row["offset"], row["offset"] + row["tokens"])
+        assert ids[place].tolist() == encoder.encode_batch([texts[row["id"]]])[0]
+        assert ids[row["offset"] + row["tokens"]] == encoder.end_of_text
+
+
+def test_between_documents_and_nowhere_else_is_the_end_of_text(
+    tokens: Artifact, index: list[dict[str, Any]]
+) -> None:
+    meta = tokens.json("meta.json")
+    for split in ("train", "held-out"):
+        ids = np.concatenate([shard(tokens, name) for name, _ in meta["shards"][split]])
+        documents = [row for row in index if row["split"] == split]
+        assert int((ids == meta["end_of_text"]).sum()) == len(documents)
+        assert len(ids) == sum(row["tokens"] + 1 for row in documents)
+        assert int(ids.max()) < meta["vocabulary"] == 512
+        if len(shard(tokens, meta["shards"][split][0][0])):
+            assert shard(tokens, meta["shards"][split][0][0])[-1] == meta["end_of_text"]
+
+
+def test_the_id_alone_decides_the_split(index: list[dict[str, Any]]) -> None:
+    for row in index:
+        assert row["split"] == ("held-out" if held_out(row["id"], 0.2) else "train")
+    share = sum(held_out(f"{number:032x}", 0.2) for number in range(5000)) / 5000
+    assert 0.18 < share < 0.22
+    # who is held out at a smaller share is held out at a larger one
+    assert all(held_out(f"{n:032x}", 0.2) for n in range(500) if held_out(f"{n:032x}", 0.1))
+
+
+def test_the_figures_add_up(tokens: Artifact, index: list[dict[str, Any]]) -> None:
+    meta, metrics = tokens.json("meta.json"), tokens.metrics
+    for split, total in (("train", metrics["train_tokens"]), ("held-out", metrics["held_out_tokens"])):
+        assert sum(count for _, count in meta["shards"][split]) == total > 0
+        assert [name for name, _ in meta["shards"][split]] == tokens.names(f"{split}/")
+        for name, count in meta["shards"][split]:
+            assert tokens.files[name].tokens == count == tokens.files[name].bytes // 2
+    assert metrics["tokens"] == metrics["train_tokens"] + metrics["held_out_tokens"]
+    assert metrics["documents"] == len(index)
+    text = sum(row["bytes"] for row in index)
+    assert metrics["bytes_per_token"] == pytest.approx(text / sum(row["tokens"] for row in index))
+
+
+def test_the_digest_is_the_same_on_one_worker(
+    tokens: Artifact, small_path: Any, run_one_stage: Callable[..., Artifact]
+) -> None:
+    for key in list(small_path.store.list(f"{tokens.key}/")):
+        small_path.store.delete(key)
+    again = run_one_stage(small_path.store, "tokens", SETTINGS, small_path.inputs, workers=1)
+    assert again.digest == tokens.digest
+    # the golden digest: where it changes, tokens.VERSION (or tokenizer's, or corpus's) must have changed
+    assert tokens.digest == "46283f3d4e037ea2b2cffada895d191c49f30c4588127db9607acf637b68bbad"
+
+
+def test_a_split_without_documents_is_refused(
+    small_path: Any, run_one_stage: Callable[..., Artifact]
+) -> None:
+    with pytest.raises(
+        IngotError, match=r"no document fell to the held-out split of 57; .* tokens\.held_out"
+    ):
+        run_one_stage(small_path.store, "tokens", {"held_out": 1e-9}, small_path.inputs)
+
+
+def test_a_damaged_input_is_named(
+    small_path: Any, run_one_stage: Callable[..., Artifact], tmp_path: Any
+) -> None:
+    copy = LocalStore(str(tmp_path))
+    for key in small_path.store.list(""):
+        copy.create(key, small_path.store.read(key))
+    broken = small_path.corpus.files["documents/00002.parquet"].pieces[0].key
+    copy.delete(broken)
+    with pytest.raises(IngotError, match=f"documents is damaged: its object {broken} is missing; restore"):
+        run_one_stage(copy, "tokens", {"held_out": 0.3}, small_path.inputs)

@@ -1,0 +1,51 @@
+"""Three processes that read and write checkpoints of one model; started by test_checkpoint.py.
+
+python checkpoint_ranks.py RANK FOLDER
+
+All three read what one process saved at `one` and save it at `three`. Two of them read that and save it at
+`two`, sharded, and at `replicated`, with a whole copy each."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from ingot.model import ModelConfig, Transformer, adamw, parallelize
+from ingot.pipelines.store import LocalStore
+from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint
+
+# No dimension is a multiple of three, and a norm has fewer rows than there are processes.
+CONFIG = ModelConfig(vocabulary=97, width=2, layers=2, heads=1, kv_heads=1, hidden=7, context=8)
+STEP = 3
+
+
+def copy(folder: str, source: str, target: str, mesh: DeviceMesh, place: Place) -> None:
+    store = LocalStore(folder)
+    model = parallelize(Transformer(CONFIG), mesh)
+    optimizer = adamw(model)
+    load_checkpoint(store, source, STEP, model, optimizer)
+    writer = CheckpointWriter(store, target, place, attempt=1, keep=1)
+    writer.save(STEP, model, optimizer, {})
+    writer.wait()
+
+
+def main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    three = DeviceMesh("cpu", torch.arange(3), mesh_dim_names=("shard",))
+    two = DeviceMesh("cpu", torch.arange(2), mesh_dim_names=("shard",))
+    replicas = DeviceMesh("cpu", torch.arange(2).view(2, 1), mesh_dim_names=("replicate", "shard"))
+    copy(folder, "one", "three", three, Place(rank, 3))
+    dist.barrier()
+    if rank < 2:
+        copy(folder, "three", "two", two, Place(rank, 2))
+        copy(folder, "three", "replicated", replicas, Place(0, 1, replica=rank))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,178 @@
+"""Checkpoints: what is saved comes back bit for bit at any number of processes, or is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_ranks import CONFIG, STEP
+from torch import Tensor
+
+from ingot.model import Batch, TrainState, Transformer, adamw, train_step
+from ingot.pipelines.artifact import Damaged, load
+from ingot.pipelines.store import LocalStore, StoreError
+from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint, newest_step
+from ingot.pipelines.training.state import named_state
+
+KEY = "artifacts/pretrain/a"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+def trained(steps: int = STEP) -> TrainState:
+    """A model with moments in its optimizer."""
+    model = Transformer(CONFIG)
+    model.init_weights(seed=1)
+    state = TrainState(model, adamw(model))
+    generator = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        tokens = torch.randint(CONFIG.vocabulary, (4, 9), generator=generator)
+        train_step(state, [Batch(tokens[:, :-1], tokens[:, 1:])], learning_rate=0.01, clip=1.0)
+    return state
+
+
+def save(store: LocalStore, key: str, state: TrainState, keep: int = 2) -> CheckpointWriter:
+    writer = CheckpointWriter(store, key, Place(), attempt=1, keep=keep)
+    writer.save(state.step, state.model, state.optimizer, {"data": {"next_step": state.step}})
+    writer.wait()
+    return writer
+
+
+def loaded(store: LocalStore, key: str, step: int = STEP) -> TrainState:
+    model = Transformer(CONFIG)
+    optimizer = adamw(model)
+    load_checkpoint(store, key, step, model, optimizer)
+    return TrainState(model, optimizer, step)
+
+
+def assert_same(one: TrainState, other: TrainState) -> None:
+    (tensors, numbers), (others, other_numbers) = (named_state(s.model, s.optimizer) for s in (one, other))
+    assert numbers == other_numbers
+    assert set(numbers.values()) == {float(STEP)}
+    assert tensors.keys() == others.keys()
+    assert len(tensors) == 3 * len(list(one.model.parameters()))
+    for name, tensor in tensors.items():
+        assert bits(tensor) == bits(others[name]), name
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().numpy().tobytes()
+
+
+def test_one_process_two_and_three_read_what_the_others_saved(store: LocalStore, tmp_path: Path) -> None:
+    state = trained()
+    save(store, "one", state)
+    script = Path(__file__).with_name("checkpoint_ranks.py")
+    command = [sys.executable, str(script)]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(3)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
+    for key, shards in (("three", 3), ("two", 2), ("replicated", 1)):
+        artifact = load(store, f"{key}/checkpoints/{STEP:08d}")
+        assert artifact is not None
+        assert len(artifact.names("rank-")) == shards
+        assert_same(loaded(store, key), state)
+    rows = load(store, f"three/checkpoints/{STEP:08d}").json("state.json")["tensors"]  # type: ignore[union-attr]
+    assert [row[1:] for row in rows["exp_avg/embedding.weight"]["rows"]] == [[0, 33], [33, 66], [66, 97]]
+    assert [row[1:] for row in rows["parameter/norm.weight"]["rows"]] == [[0, 1], [1, 2]]
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(store: LocalStore) -> None:
+    state = trained()
+    save(store, KEY, state)
+    tokens = torch.arange(36).view(4, 9)
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
+    again = loaded(store, KEY)
+    losses = [
+        train_step(each, batches, learning_rate=0.01, clip=1.0).loss
+        for _ in range(3)
+        for each in (state, again)
+    ]
+    assert losses[::2] == losses[1::2]
+
+
+def test_training_may_go_on_while_a_checkpoint_is_written(store: LocalStore) -> None:
+    state, before = trained(), trained()
+    writer = CheckpointWriter(store, KEY, Place(), attempt=1, keep=1)
+    writer.save(STEP, state.model, state.optimizer, {})
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.zero_()
+    writer.wait()
+    assert_same(loaded(store, KEY), before)
+
+
+def test_a_checkpoint_without_the_records_of_all_shards_does_not_exist(store: LocalStore) -> None:
+    save(store, KEY, trained(2))
+    state = trained(3)
+    writer = CheckpointWriter(store, KEY, Place(1, 2), attempt=2, keep=1)
+    writer.save(3, state.model, state.optimizer, {})
+    writer.wait()
+    assert newest_step(store, KEY) == 2
+
+
+def test_the_newest_checkpoints_are_kept_and_the_others_objects_deleted(store: LocalStore) -> None:
+    for step in (1, 2, 3, 4):
+        save(store, KEY, trained(step), keep=2)
+    kept = [load(store, f"{KEY}/checkpoints/{step:08d}") for step in (3, 4)]
+    assert {key.split("/")[4] for key in store.list(f"{KEY}/checkpoints/")} == {"00000003", "00000004"}
+    named = {piece.key for each in kept if each for file in each.files.values() for piece in file.pieces}
+    assert set(store.list("objects/")) == named
+    assert_same(loaded(store, KEY, 3), trained(3))
+
+
+def test_retention_spares_objects_of_other_trainings_with_the_same_state(store: LocalStore) -> None:
+    save(store, KEY, trained(3), keep=1)
+    save(store, "artifacts/pretrain/b", trained(3), keep=1)
+    save(store, KEY, trained(4), keep=1)
+    assert_same(loaded(store, "artifacts/pretrain/b"), trained(3))
+
+
+@pytest.mark.parametrize("file", ["rank-00000-of-00001.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", ["is missing", "was altered"])
+def test_a_damaged_checkpoint_is_refused_by_name(store: LocalStore, file: str, harm: str) -> None:
+    save(store, KEY, trained())
+    artifact = load(store, f"{KEY}/checkpoints/{STEP:08d}")
+    assert artifact is not None
+    [piece] = artifact.files[file].pieces
+    path = Path(store.uri) / piece.key
+    if harm == "is missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    mend = f"restore the object, or delete it and all below {KEY}/checkpoints/00000003/, and run again"
+    with pytest.raises(Damaged) as raised:
+        loaded(store, KEY)
+    assert f"{KEY}/checkpoints/00000003/{file} is damaged: its object {piece.key} {harm}" in str(raised.value)
+    assert mend in str(raised.value)
+
+
+def test_what_made_a_save_fail_is_raised_at_the_next_step(store: LocalStore, tmp_path: Path) -> None:
+    state = trained()
+    (tmp_path / "objects").write_text("no folder")
+    writer = CheckpointWriter(store, KEY, Place(), attempt=1, keep=1)
+    writer.save(STEP, state.model, state.optimizer, {})
+    with pytest.raises(StoreError, match="can't write objects/"):
+        writer.wait()
+    with pytest.raises(StoreError, match="can't write objects/"):
+        writer.check()
+    assert newest_step(store, KEY) is None
+
+
+def test_files_hold_tensors_alone(store: LocalStore) -> None:
+    save(store, KEY, trained())
+    artifact = load(store, f"{KEY}/checkpoints/{STEP:08d}")
+    assert artifact is not None
+    assert artifact.names() == ["rank-00000-of-00001.safetensors", "state.json"]
+    data = artifact.read("rank-00000-of-00001.safetensors")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert header["__metadata__"] == {"checkpoint": f"{KEY} step 3 shard 0 of 1"}
+    assert artifact.json("state.json")["data"] == {"next_step": 3}

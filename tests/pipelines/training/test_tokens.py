@@ -1,0 +1,99 @@
+"""Rows of tokens by arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_tokens import put_tokens
+
+from ingot.errors import IngotError
+from ingot.model import IGNORED
+from ingot.pipelines.artifact import Damaged
+from ingot.pipelines.store import LocalStore
+from ingot.pipelines.training import tokens as module
+from ingot.pipelines.training.dataset import shares
+from ingot.pipelines.training.permutation import permute
+from ingot.pipelines.training.tokens import TokenDataset
+
+CONTEXT, ROWS, SEED = 7, 10, 3
+TEXT = np.random.default_rng(0).integers(0, 70_000, 1003)
+SHARDS = [TEXT[:5], TEXT[5:5], TEXT[5:600], TEXT[600:611], TEXT[611:]]  # samples lie over up to three
+
+
+@pytest.fixture(params=["whole shards", "single samples"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenDataset:
+    if request.param == "single samples":
+        monkeypatch.setattr(module, "CACHED_BYTES", 0)
+    store = LocalStore(str(tmp_path))
+    artifact = put_tokens(store, SHARDS, TEXT[:100], dtype="<u4")
+    spec = {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED}
+    return TokenDataset(store, spec)
+
+
+def naive_rows(step: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens and targets of the global batch, one row after the other."""
+    count = (len(TEXT) - 1) // CONTEXT
+    tokens, targets = [], []
+    for position in range(step * ROWS, (step + 1) * ROWS):
+        order = permute(np.arange(count), count, SEED, position // count)
+        start = int(order[position % count]) * CONTEXT
+        tokens.append(TEXT[start : start + CONTEXT].tolist())
+        targets.append(TEXT[start + 1 : start + CONTEXT + 1].tolist())
+    return tokens, targets
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 4, 100])
+def test_rows_are_those_of_a_naive_reading_at_any_number_of_workers(
+    dataset: TokenDataset, world: int, micro_batch: int
+) -> None:
+    for step in (0, 1, 13, 14, 15, 100):  # the first epoch ends in step 14
+        shares_of_ranks = [dataset.microbatches(step, rank, world, micro_batch) for rank in range(world)]
+        assert len({len(batches) for batches in shares_of_ranks}) == 1
+        assert len({batch.tokens_BT.shape for batches in shares_of_ranks for batch in batches}) == 1
+        assert shares_of_ranks[0][0].tokens_BT.shape[0] <= micro_batch
+        tokens = torch.cat([batch.tokens_BT for batches in shares_of_ranks for batch in batches])
+        targets = torch.cat([batch.targets_BT for batches in shares_of_ranks for batch in batches])
+        counts = (targets != IGNORED).all(dim=1)
+        assert (targets[~counts] == IGNORED).all()
+        assert (tokens[counts].tolist(), targets[counts].tolist()) == naive_rows(step)
+
+
+def test_every_token_is_predicted_once_an_epoch(dataset: TokenDataset) -> None:
+    numbers = dataset.numbers(range(dataset.samples.count))
+    assert sorted(numbers) == list(range(dataset.samples.count))
+    rows = dataset.samples.read(np.sort(numbers))
+    assert rows[:, 1:].ravel().tolist() == TEXT[1 : 1 + rows[:, 1:].size].tolist()
+    assert len(TEXT) - 1 - rows[:, 1:].size < CONTEXT
+
+
+@pytest.mark.parametrize("rows", [3, 8, 31, 32])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 5, 8])
+def test_shares_are_equal_and_cover_the_batch(rows: int, world: int, micro_batch: int) -> None:
+    cut = [shares(rows, rank, world, micro_batch) for rank in range(world)]
+    assert [row for ranges, _ in cut for own in ranges for row in own] == list(range(rows))
+    sizes = [sum(map(len, ranges)) for ranges, _ in cut]
+    assert max(sizes) - min(sizes) <= 1
+    assert len({(len(ranges), filled) for ranges, filled in cut}) == 1
+    assert all(len(own) <= filled <= micro_batch for ranges, filled in cut for own in ranges)
+
+
+def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    artifact = put_tokens(store, SHARDS, TEXT[:100], dtype="<u4")
+    dataset = TokenDataset(store, {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED})
+    piece = artifact.files["train/00002.bin"].pieces[0]
+    (tmp_path / piece.key).write_bytes(bytes(piece.bytes))
+    with pytest.raises(Damaged, match=r"train/00002\.bin is damaged: its object .* was altered"):
+        dataset.microbatches(0, 0, 1, 10)
+
+
+def test_less_than_one_row_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    artifact = put_tokens(store, [TEXT[:CONTEXT]], TEXT[:100], dtype="<u4")
+    with pytest.raises(IngotError, match=r"its train shards hold 7 tokens, less than one row of 7 \+ 1"):
+        TokenDataset(store, {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED})
