@@ -68,7 +68,7 @@ def _preference(metrics: Metrics) -> str:
 
 
 def _evaluate(metrics: Metrics) -> str:
-    return f"bits per byte {metrics['bits_per_byte']:.3f} on held-out text, {metrics['samples']} samples"
+    return f"bits per byte {metrics['bits_per_byte']:.3f} on held-out text, {len(metrics['samples'])} samples"
 
 
 def _publish(metrics: Metrics) -> str:
