@@ -46,7 +46,9 @@ def write(name: str, pins: dict[str, str], option: str = "") -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as wheels:
         # the CPU build of torch stands on PyTorch's own index, which is asked for nothing else
-        subprocess.run([*PIP, "download", "--no-deps", "--dest", wheels, "-r", HERE / "torch-cpu.txt"], check=True)
+        subprocess.run(
+            [*PIP, "download", "--no-deps", "--dest", wheels, "-r", HERE / "torch-cpu.txt"], check=True
+        )
         cpu, everything = resolve("cpu", wheels), resolve("cpu,dev", wheels)
     differing = sorted(name for name in cpu if everything[name] != cpu[name])
     if differing:

@@ -41,7 +41,10 @@ def _measure(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     model = Transformer(config)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     model.eval()
-    spec = {**{name: body[name] for name in ("tokens", "tokenizer", "evaluate_tokens")}, "context": config.context}
+    spec = {
+        **{name: body[name] for name in ("tokens", "tokenizer", "evaluate_tokens")},
+        "context": config.context,
+    }
     alone = Group(rank=0, world=1, device=torch.device("cpu"), micro_batch=8)
     measured = bits_per_byte(model, store, spec, alone)
     tokenizer = load(store, body["tokenizer"])

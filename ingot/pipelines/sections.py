@@ -79,7 +79,9 @@ class Corpus(Section):
         names = [source.name for source in sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two sources are named {twice[0]!r}; a name is part of a document's id, so give each its own")
+            raise ValueError(
+                f"two sources are named {twice[0]!r}; a name is part of a document's id, so give each its own"
+            )
         return sorted(sources, key=lambda source: source.name)  # the order of listing must not matter
 
 
@@ -160,7 +162,9 @@ class Training(Section):
     @model_validator(mode="after")
     def _warmup_fits(self) -> Training:
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps; take fewer")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps; take fewer"
+            )
         return self
 
     @model_validator(mode="after")
@@ -183,12 +187,13 @@ class Pretrain(Training):
         if self.batch_tokens % context:
             nearest = max(context, round(self.batch_tokens / context) * context)
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} is no multiple of model.context ({context}); nearest: {nearest}"
+                f"batch_tokens {self.batch_tokens} is no multiple of model.context ({context}); "
+                f"nearest: {nearest}"
             )
         if self.batch_tokens // context < self.workers:
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} holds {self.batch_tokens // context} rows of {context} tokens, "
-                f"too few for {self.workers} workers; at least {self.workers * context}"
+                f"batch_tokens {self.batch_tokens} holds {self.batch_tokens // context} rows of {context} "
+                f"tokens, too few for {self.workers} workers; at least {self.workers * context}"
             )
         return self
 

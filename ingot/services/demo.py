@@ -98,7 +98,9 @@ def _ask(store: str) -> list[tuple[str, str]]:
         port = probe.getsockname()[1]
     server = subprocess.Popen([*_ingot("serve"), MODEL, "--store", store, "--port", str(port)])
     try:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
+        client = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120
+        )
         _wait_until_ready(client, server)
         answers = []
         for signature, docstring in QUESTIONS:
@@ -139,7 +141,11 @@ def _show_removed(dedup: dict[str, Any]) -> None:
     pair = dedup.get("pair")
     if pair:
         panels = [
-            Panel(Syntax(pair[side]["text"], "python", word_wrap=True), title=f"{side}: {pair[side]['path']}", width=78)
+            Panel(
+                Syntax(pair[side]["text"], "python", word_wrap=True),
+                title=f"{side}: {pair[side]['path']}",
+                width=78,
+            )
             for side in ("removed", "witness")
         ]
         console.print(f"for example, at a Jaccard similarity of {pair['similarity']:.3f}:")
@@ -150,15 +156,18 @@ def _summarise(metrics: dict[str, Any], seconds: float, peak: int, run: dict[str
     console.rule("summary")
     made = sum(stage["seconds"] or 0 for stage in run["stages"])
     pretrain, preference = metrics["pretrain"], metrics["preference"]
+    corpus, dedup, published = metrics["corpus"], metrics["dedup"], metrics["publish"]
+    before, after = pretrain["bits_per_byte_before"], pretrain["bits_per_byte_after"]
+    unigram = pretrain["bits_per_byte_unigram"]
     lines = {
-        "bytes read": f"{metrics['corpus']['bytes_in']:,} ({size(metrics['corpus']['bytes_in'])})",
-        "documents": f"{metrics['corpus']['documents_out']:,}, {metrics['dedup']['documents_out']:,} after dedup",
+        "bytes read": f"{corpus['bytes_in']:,} ({size(corpus['bytes_in'])})",
+        "documents": f"{corpus['documents_out']:,}, {dedup['documents_out']:,} after dedup",
         "tokens trained": f"{pretrain['tokens_trained']:,} at {pretrain['tokens_per_second']:,.0f}/s",
         "parameters": f"{pretrain['parameters']:,}",
-        "bits per byte": f"{pretrain['bits_per_byte_before']:.3f} before, {pretrain['bits_per_byte_after']:.3f} after "
-        f"(unigram entropy {pretrain['bits_per_byte_unigram']:.3f})",
-        "preference": f"accuracy {preference['accuracy_before']:.3f} before, {preference['accuracy_after']:.3f} after",
-        "model": f"{metrics['publish']['model']}@{metrics['publish']['version']}",
+        "bits per byte": f"{before:.3f} before, {after:.3f} after (unigram entropy {unigram:.3f})",
+        "preference": f"{preference['accuracy_before']:.3f} before, {preference['accuracy_after']:.3f} after "
+        f"(accuracy on {preference['held_out_pairs']:,} held-out pairs)",
+        "model": f"{published['model']}@{published['version']}",
         "time": f"{seconds / 60:.1f} min in all; the stages took {made / 60:.1f} min when they were made",
         "peak memory": size(peak),
     }
