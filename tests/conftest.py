@@ -118,10 +118,14 @@ def recorder() -> Recorder:
 def run_ingot() -> Any:
     """`run_ingot("runs", "list", …)`: the command line in a process of its own."""
 
-    def run(*words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Any:
+    def run(
+        *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 240
+    ) -> Any:
         command = [sys.executable, "-m", "ingot.services.cli", *words]
         environment = {**os.environ, "COLUMNS": "200", **(env or {})}
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout
+        )
 
     return run
 

@@ -1,18 +1,19 @@
-"""What a run shows: one live line for the step under way on a terminal, plain lines elsewhere."""
+"""What a run shows: a live line for the step under way on a terminal, and plain lines that stay."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ingot.services.summaries import summary
+from ingot.services.summaries import scaled, summary
 
-PLAIN_INTERVAL = 10.0  # seconds between two lines about the same step where there is no terminal
+INTERVAL = 10.0  # seconds between two lines about the same step
 
 
 class Screen:
@@ -55,12 +56,15 @@ class Screen:
 
     def advance(self, count: int = 1, **figures: float) -> None:
         self.count += count
-        shown = " · ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
+        parts = {name: _figure(name, value) for name, value in figures.items()}
         if self.live:
-            self.live.update(self.task, advance=count, figures=shown or self.unit)
-        elif time.monotonic() - self.told > PLAIN_INTERVAL:
+            live = " · ".join(part for name, part in parts.items() if name != "seconds_left")
+            self.live.update(self.task, advance=count, figures=live or self.unit)
+        # The losses of a training are worth a look back; how a bar grew is not.
+        if (figures or not self.live) and time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
-            self.say(f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit} {shown}".rstrip())
+            done = f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit}"
+            self.say(" · ".join([done, *parts.values()]))
 
     def say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, markup=False)
@@ -74,5 +78,11 @@ class Screen:
             self.live = None
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+def _figure(name: str, value: float) -> str:
+    if name == "seconds_left":
+        return f"{timedelta(seconds=round(value))} left"
+    if name == "flops_per_second":
+        return f"{scaled(value)}FLOP/s"
+    if name.endswith("_per_second"):
+        return f"{value:,.0f} {name.removesuffix('_per_second').replace('_', ' ')}/s"
+    return f"{name.replace('_', ' ')} {value:.4g}"

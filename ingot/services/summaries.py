@@ -15,11 +15,16 @@ def summary(stage: str, metrics: Metrics) -> str:
 
 def size(count: float) -> str:
     """Bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    return f"{count:.0f} B" if count < 1000 else f"{scaled(count, kilo='k')}B"
+
+
+def scaled(value: float, kilo: str = "K") -> str:
+    """A number with its prefix, ready for a unit: 31417591804 is "31.4 G"."""
+    for prefix in ("", kilo, "M", "G", "T"):
+        if value < 999.95:
+            return f"{value:.1f} {prefix}"
+        value /= 1000
+    return f"{value:.1f} P"
 
 
 def _corpus(metrics: Metrics) -> str:

@@ -122,6 +122,7 @@ class Loop:
             "rank": self.group.rank,
             "world": self.group.world,
             "host": platform.node(),
+            "node": os.environ.get("RAY_NODE_ID"),  # two nodes of Ray may share a host
             "pid": os.getpid(),
             "device": str(self.group.device),
             "at": time.time(),
