@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import free_port
+from ports import free_port
 
 
 @dataclass(frozen=True)

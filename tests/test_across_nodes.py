@@ -18,7 +18,7 @@ import boto3
 import openai
 import pytest
 import yaml
-from conftest import free_port
+from ports import free_port
 from ray_nodes import Nodes, ray_nodes
 
 if TYPE_CHECKING:

@@ -46,8 +46,9 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
     pairs, held_out = put_pairs(store, chosen, context), put_pairs(store, tested, context)
     _refuse_too_few(section, pairs, held_out)
 
-    _, pairs_scores = score_pairs(workspace, checkpoint.files, pairs, section)
-    before, before_scores = score_pairs(workspace, checkpoint.files, held_out, section)
+    (_, pairs_scores), (before, before_scores) = score_pairs(
+        workspace, checkpoint.files, [pairs, held_out], section
+    )
     encoder = load_tokenizer(tokenizer)
     dataset = {
         "pairs": pairs.to_json(),
@@ -63,7 +64,7 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
         special=SpecialTokens(encoder.end_of_text, (encoder.end_of_text, encoder.stop), encoder.end_of_text),
     )
     trained = train(workspace, section, job)
-    after, after_scores = score_pairs(workspace, trained.files, held_out, section)
+    [(after, after_scores)] = score_pairs(workspace, trained.files, [held_out], section)
     files = {"pairs/train.parquet": pairs, "pairs/held-out.parquet": held_out}
     for name, scores in (("train", pairs_scores), ("before", before_scores), ("after", after_scores)):
         files |= {f"scores/{name}-{number:05d}.parquet": file for number, file in enumerate(scores)}

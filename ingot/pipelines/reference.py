@@ -2,9 +2,9 @@
 which holds the model.
 
 The reference of preference training is such a pass, and so is the measuring of held-out pairs. Its records
-lie under the digest of the weights and that of the pairs (`reference/<weights>/<pairs>/…`): the same model
-never reads the same pairs twice, in whichever run. Kept are sums and token counts, which serve every loss
-and every beta."""
+lie under the digest of the weights and named by that of the pairs (`reference/<weights>/…/<pairs>-N.json`):
+the same model never reads the same pairs twice, in whichever run. Kept are sums and token counts, which serve
+every loss and every beta."""
 
 from __future__ import annotations
 
@@ -60,25 +60,26 @@ def weights_of(files: Mapping[str, File]) -> dict[str, File]:
 
 
 def score_pairs(
-    workspace: Workspace, checkpoint: Mapping[str, File], pairs: File, section: Training
-) -> tuple[Scores, list[File]]:
-    """The scores of the pairs (a file of `pairs.put_pairs`) in their order, and the Parquet files that
-    hold them: id, chosen, rejected, chosen_tokens, rejected_tokens. `section` says in which precision and
-    where."""
+    workspace: Workspace, checkpoint: Mapping[str, File], sets: Sequence[File], section: Training
+) -> list[tuple[Scores, list[File]]]:
+    """The scores of each set of pairs (a file of `pairs.put_pairs`) in their order, and the Parquet files
+    that hold them: id, chosen, rejected, chosen_tokens, rejected_tokens. `section` says in which precision
+    and where."""
     weights = weights_of(checkpoint)
-    assert pairs.rows is not None
-    key = f"reference/{digest_of(weights)}/{pairs.sha256}/{section.precision}-{VERSION}"
-    place = replace(workspace, key=key)
+    place = replace(workspace, key=f"reference/{digest_of(weights)}/{section.precision}-{VERSION}")
     units = [
-        Unit(f"{number:05d}", {"pairs": pairs.to_json(), "start": start})
-        for number, start in enumerate(range(0, pairs.rows, PAIRS_PER_UNIT))
+        [
+            Unit(f"{pairs.sha256}-{start // PAIRS_PER_UNIT:05d}", {"pairs": pairs.to_json(), "start": start})
+            for start in range(0, pairs.rows or 0, PAIRS_PER_UNIT)
+        ]
+        for pairs in sets
     ]
     entries = {name: file.to_json() for name, file in weights.items()}
     make = partial(_load, entries, section.precision, section.gpus_per_worker > 0, section.micro_batch)
     actors = Actors(make, section.cpus_per_worker, section.gpus_per_worker)
-    records = place.run("scores", units, actors)
-    files = [File.from_json(record["scores"]) for record in records]
-    return read_scores(workspace.store, files), files
+    records = iter(place.run("scores", [unit for of_set in units for unit in of_set], actors))
+    stored = [[File.from_json(next(records)["scores"]) for _ in of_set] for of_set in units]
+    return [(read_scores(workspace.store, files), files) for files in stored]
 
 
 def read_scores(store: Store, files: Sequence[File]) -> Scores:

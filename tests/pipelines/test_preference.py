@@ -53,7 +53,8 @@ def pairs(code_path: SmallPath, code_workspace: Callable[[str], Workspace]) -> P
 def scored(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The files of the pairs' scores under the model of seed 1."""
     _, files = checkpoint(pairs.workspace.store, tmp_path_factory.mktemp("scored"), seed=1)
-    return [file.to_json() for file in score_pairs(pairs.workspace, files, pairs.file, SECTION)[1]]
+    [(_, stored)] = score_pairs(pairs.workspace, files, [pairs.file], SECTION)
+    return [file.to_json() for file in stored]
 
 
 def checkpoint(store: Store, folder: Path, seed: int) -> tuple[Transformer, Mapping[str, File]]:
@@ -105,22 +106,24 @@ def test_the_reference_is_computed_once_for_weights_and_pairs(
     pairs: Pairs, tmp_path: Path, code_workspace: Callable[[str], Workspace]
 ) -> None:
     model, files = checkpoint(pairs.workspace.store, tmp_path, seed=1)
-    scores, stored = score_pairs(pairs.workspace, files, pairs.file, SECTION)
+    [(scores, stored)] = score_pairs(pairs.workspace, files, [pairs.file], SECTION)
     store = pairs.workspace.store
     _assert_scores_of(model, pairs, scores)
     objects, records = list(store.list("")), _records(pairs.workspace)
     assert len(records) == 2  # of 256 pairs at most
 
-    again, stored_again = score_pairs(code_workspace("preference/other-run"), files, pairs.file, SECTION)
+    elsewhere = code_workspace("preference/other-run")
+    [(again, stored_again)] = score_pairs(elsewhere, files, [pairs.file], SECTION)
     assert list(store.list("")) == objects
     assert stored_again == stored
     np.testing.assert_array_equal(again.chosen_P, scores.chosen_P)
 
     other, other_files = checkpoint(pairs.workspace.store, tmp_path / "other", seed=2)
-    changed, _ = score_pairs(pairs.workspace, other_files, pairs.file, SECTION)
+    [(changed, _)] = score_pairs(pairs.workspace, other_files, [pairs.file], SECTION)
     _assert_scores_of(other, pairs, changed)
     assert len({record.split("/")[1] for record in _records(pairs.workspace)}) == 2
-    assert len({record.split("/")[2] for record in _records(pairs.workspace)}) == 1
+    named = {record.rpartition("/")[2].partition("-")[0] for record in _records(pairs.workspace)}
+    assert named == {pairs.file.sha256}
 
 
 def _records(workspace: Workspace) -> list[str]:
@@ -252,8 +255,9 @@ def test_scores_lie_under_the_digest_of_the_weights_that_gave_them(aligned: Alig
     pairs = aligned.preference.files
     for artifact, names in ((aligned.sft, ("train", "held-out")), (aligned.preference, ("held-out",))):
         weights = digest_of(weights_of(artifact.files))
-        below = {key.split("/")[2] for key in store.list(f"reference/{weights}/")}
-        assert below == {pairs[f"pairs/{name}.parquet"].sha256 for name in names}
+        records = store.list(f"reference/{weights}/")
+        named = {record.rpartition("/")[2].partition("-")[0] for record in records}
+        assert named == {pairs[f"pairs/{name}.parquet"].sha256 for name in names}
 
 
 def test_a_corpus_with_too_few_functions_is_refused_with_the_mend(

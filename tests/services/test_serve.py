@@ -21,6 +21,7 @@ import openai
 import psutil
 import pyarrow
 import pytest
+from ports import free_port
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact, commit, put_file, put_table
@@ -378,9 +379,3 @@ def commit_folder(store: LocalStore, folder: Path, fingerprint: str) -> Artifact
 
 def read_object(store: LocalStore, digest: str) -> bytes:
     return store.read(f"objects/{digest[:2]}/{digest}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

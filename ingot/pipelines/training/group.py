@@ -16,7 +16,8 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 @dataclass(frozen=True)
 class Group:
-    """Which worker this is, of how many, where its tensors live, and how many rows it takes at once.
+    """Which worker this is, of how many, where its tensors live, how many rows it takes at once, and on which
+    node of the cluster it is, if on any.
     Several workers are joined by torch.distributed's default group; they must ask for what is agreed on or
     totalled together."""
 
@@ -24,6 +25,7 @@ class Group:
     world: int
     device: torch.device
     micro_batch: int
+    node: str | None = None
 
     def agree(self, number: int) -> int:
         """The number that rank 0 gives."""

@@ -47,7 +47,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
     section, context = Training(**config["section"]), ray.train.get_context()
     device = ray.train.torch.get_device() if section.gpus_per_worker else torch.device("cpu")
     torch.set_num_threads(max(1, int(section.cpus_per_worker)))
-    group = Group(context.get_world_rank(), context.get_world_size(), device, section.micro_batch)
+    node = ray.get_runtime_context().get_node_id()
+    group = Group(context.get_world_rank(), context.get_world_size(), device, section.micro_batch, node)
     try:
         job, store = Job.from_json(config["job"]), open_store(config["store"])
         # Rank 0 speaks for all, and nobody waits for an answer.
@@ -122,7 +123,7 @@ class Loop:
             "rank": self.group.rank,
             "world": self.group.world,
             "host": platform.node(),
-            "node": os.environ.get("RAY_NODE_ID"),  # two nodes of Ray may share a host
+            "node": self.group.node,  # two nodes may share a host
             "pid": os.getpid(),
             "device": str(self.group.device),
             "at": time.time(),
