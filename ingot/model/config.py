@@ -1,4 +1,4 @@
-"""The shape of a model: eleven numbers, checked once, and what follows from them by arithmetic."""
+"""The shape of a model: its numbers, checked once, and what follows from them by arithmetic."""
 
 from __future__ import annotations
 

@@ -110,15 +110,13 @@ def train_step(
     *,
     learning_rate: float,
     clip: float,
-    group: dist.ProcessGroup | None = None,
     objective: Objective = language_model_objective,
 ) -> StepMetrics:
     """Takes one optimizer step on the global batch: all `microbatches` of all processes that share the model.
 
     The loss is the mean over everything that counts in the global batch, however it is cut: each target
     weighs the same on whichever process and in whichever microbatch it lies. Gradients are clipped to the
-    global norm `clip` (`math.inf`: not at all). `group` is the process group of a sharded model's
-    processes (the default one unless given); every process must bring the same number of microbatches.
+    global norm `clip` (`math.inf`: not at all). Every process must bring the same number of microbatches.
 
     Raises FloatingPointError, on all processes and with the state as it was, when the loss or the gradient
     is not finite, and ValueError when no target of the global batch counts.
@@ -145,7 +143,7 @@ def train_step(
         norm = norm.full_tensor()
     sums_N = torch.stack(list(totals.values()))
     if sharded:
-        dist.all_reduce(sums_N, group=group)
+        dist.all_reduce(sums_N)
     # The one moment a step waits for the device: what follows needs the numbers.
     norm_of_sum, *values = torch.cat((norm.double().reshape(1), sums_N)).tolist()
     means = dict(zip(totals, values, strict=True))
@@ -158,7 +156,7 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(
             f"step {state.step}: loss {loss}, gradient norm {gradient_norm} over {tokens_of_batch} targets; "
-            f"nothing was changed: leave this batch out, or go back and lower the learning rate"
+            f"nothing was changed; lower learning_rate, or clip more"
         )
 
     # From sums to means, and to a norm of at most `clip`, in one pass over the gradients.

@@ -82,26 +82,16 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The whole file, verified. Raises Damaged."""
-        return b"".join(_verified_pieces(self.store, self.files[name], f"{self.key}/{name}", self.key))
+        return b"".join(_verified_pieces(self.store, self.files[name], *self._place(name)))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of the file from `start`, fewer at its end. Raises Damaged where they are missing;
         they are not verified, as a part has no digest of its own."""
-        parts, offset = [], 0
-        for piece in self.files[name].pieces:
-            first, last = max(start, offset), min(start + length, offset + piece.bytes)
-            if first < last:
-                try:
-                    part = self.store.read(piece.key, first - offset, last - first)
-                except ObjectMissing:
-                    part = b""
-                if len(part) != last - first:
-                    raise _damage(
-                        self.store, f"{self.key}/{name}", piece, "is missing or cut short", self.key
-                    )
-                parts.append(part)
-            offset += piece.bytes
-        return b"".join(parts)
+        return read_range(self.store, self.files[name], start, length, *self._place(name))
+
+    def _place(self, name: str) -> tuple[str, str]:
+        """A file's words in an error, and the artifact it is of."""
+        return (f"{self.key}/{name}" if self.key else name), self.key
 
     def json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -122,9 +112,7 @@ class Artifact:
             temporary = path.with_name(f".{uuid.uuid4().hex}.part")
             try:
                 with open(temporary, "wb") as file:
-                    for part in _verified_pieces(
-                        self.store, self.files[name], f"{self.key}/{name}", self.key
-                    ):
+                    for part in _verified_pieces(self.store, self.files[name], *self._place(name)):
                         file.write(part)
                 os.replace(temporary, path)
             finally:
@@ -157,6 +145,24 @@ def put_json(store: Store, body: Any) -> File:
 def read_file(store: Store, file: File, what: str) -> bytes:
     """The file's bytes, every piece verified. Raises Damaged, naming `what`."""
     return b"".join(_verified_pieces(store, file, what))
+
+
+def read_range(store: Store, file: File, start: int, length: int, what: str, artifact: str = "") -> bytes:
+    """`length` bytes of the file from `start`, fewer at its end, unverified. Raises Damaged, naming `what`,
+    where they are missing."""
+    parts, offset = [], 0
+    for piece in file.pieces:
+        first, last = max(start, offset), min(start + length, offset + piece.bytes)
+        if first < last:
+            try:
+                part = store.read(piece.key, first - offset, last - first)
+            except ObjectMissing:
+                part = b""
+            if len(part) != last - first:
+                raise _damage(store, what, piece, "is missing or cut short", artifact)
+            parts.append(part)
+        offset += piece.bytes
+    return b"".join(parts)
 
 
 def read_table(store: Store, file: File, what: str, columns: list[str] | None = None) -> pyarrow.Table:
@@ -198,7 +204,8 @@ def commit(
     }
     store.create(f"{key}/manifest.json", json.dumps(body, indent=1).encode())
     artifact = load(store, key)
-    assert artifact is not None
+    if artifact is None:  # of checkpoints the older ones are deleted, by another run too
+        raise StoreError(f"{store.uri}/{key}: deleted by another run as soon as it was committed")
     return artifact
 
 
@@ -237,7 +244,7 @@ def canonical_digest(body: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _verified_pieces(store: Store, file: File, what: str, artifact: str | None = None) -> Iterator[bytes]:
+def _verified_pieces(store: Store, file: File, what: str, artifact: str = "") -> Iterator[bytes]:
     for piece in file.pieces:
         try:
             data = store.read(piece.key)
@@ -248,10 +255,18 @@ def _verified_pieces(store: Store, file: File, what: str, artifact: str | None =
         yield data
 
 
-def _damage(store: Store, what: str, piece: Piece, how: str, artifact: str | None) -> Damaged:
-    """The error for an object of `what`, a file of the artifact at the key `artifact` where that is known."""
-    below = f"all below {artifact}/" if artifact else "the folder of the artifact that it was made for"
+def _damage(store: Store, what: str, piece: Piece, how: str, artifact: str) -> Damaged:
+    """The error for an object of `what`. Where the reader does not know the key of the artifact that names
+    the object, the manifests do; an object that none names is of the artifact that is being made."""
+    owners = [artifact] if artifact else _owners(store, piece)
+    below = " and ".join(f"all below {owner}/" for owner in owners)
     return Damaged(
-        f"{store.uri}: {what} is damaged: its object {piece.key} {how}; "
-        f"restore the object, or delete it and {below}, and run again"
+        f"{store.uri}: {what} is damaged: its object {piece.key} {how}; restore the object, or delete it and "
+        f"{below or 'what the stage that failed has below artifacts/'}, and run again"
     )
+
+
+def _owners(store: Store, piece: Piece) -> list[str]:
+    manifests = [key for key in store.list("artifacts/") if key.endswith("/manifest.json")]
+    digest = piece.sha256.encode()
+    return [key.removesuffix("/manifest.json") for key in manifests if digest in store.read(key)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.store import Store
@@ -18,7 +20,6 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
 }
 
 
@@ -79,10 +80,47 @@ def refuse_unshared(store: Store) -> None:
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1 and not store.shared:
-        raise UsageError(
-            f"store {store.uri}: a local folder, but the cluster has {len(nodes)} nodes, which would not see "
-            "it; name one that all reach with --store s3://bucket/prefix"
-        )
+        raise _unshared(store, f"the cluster has {len(nodes)} nodes, which would not see it")
+
+
+def home_of(store: Store) -> str | None:
+    """The only node that sees the store's objects, which is this one, or None where all do."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return None if store.shared else node
+
+
+def refuse_elsewhere(store: Store, home: str | None) -> None:
+    """Raises UsageError on a node that does not see the store's objects: one that has come since the
+    cluster was joined."""
+    if home is not None and home_of(store) != home:
+        raise _unshared(store, "the cluster has grown by a node, which does not see it")
+
+
+def _unshared(store: Store, but: str) -> UsageError:
+    return UsageError(
+        f"store {store.uri}: a local folder, but {but}; name one that all reach with --store s3://bucket/prefix"
+    )
+
+
+@contextmanager
+def chatter_aside() -> Iterator[None]:
+    """What Ray's core writes to this process's standard error goes to its session's logs: it takes every
+    restartable actor of Ray Data for an error (https://github.com/ray-project/ray/issues/57733)."""
+    import ray
+
+    sys.stderr.flush()
+    kept = os.dup(2)
+    logs = Path(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
+    with open(logs / f"ingot-{os.getpid()}.err", "ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def quiet() -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from ingot.errors import IngotError
 from ingot.pipelines import sources
-from ingot.pipelines.artifact import File, put_table, read_table
+from ingot.pipelines.artifact import Artifact, File, put_table, read_table
 from ingot.pipelines.sections import Corpus, Files, PythonPackages
 from ingot.pipelines.store import Entry, Store
 from ingot.pipelines.units import Unit, Workspace
@@ -30,9 +30,19 @@ VERSION = 1
 _SOURCE: TypeAdapter[PythonPackages | Files] = TypeAdapter(PythonPackages | Files)
 
 
-def inventory(section: Corpus) -> dict[str, list[dict[str, Any]]]:
+def inventory(section: Corpus, store: Store) -> dict[str, list[dict[str, Any]]]:
     """Source name → its files: path, size and content hash."""
-    return {source.name: [asdict(entry) for entry in sources.inventory(source)] for source in section.sources}
+    return {
+        source.name: [asdict(entry) for entry in sources.inventory(source, store)]
+        for source in section.sources
+    }
+
+
+def check(section: Corpus, artifact: Artifact) -> None:
+    """Raises IngotError for an artifact that was made while bad records were passed over, and now are not."""
+    if artifact.metrics["bad"] and section.bad_records == "fail":
+        [first, *_] = artifact.names("quarantine/")
+        raise IngotError(_complaint(artifact.table(first).to_pylist()[0], artifact.metrics["bad"]))
 
 
 def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict[str, Any]]]) -> Outcome:
@@ -51,7 +61,9 @@ def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict
         for name in ("files", "bytes_in", "documents_in", "documents_out", "bytes_out", "empty", "bad")
     }
     if total["bad"] and section.bad_records == "fail":
-        raise IngotError(_complaint(workspace.store, records, total["bad"]))
+        entry = next(record["quarantine"] for record in records if record["quarantine"])
+        table = read_table(workspace.store, File.from_json(entry), "the quarantine")
+        raise IngotError(_complaint(table.to_pylist()[0], total["bad"]))
     if not total["documents_out"]:
         raise IngotError(
             f"corpus: {total['files']} files hold no text "
@@ -180,9 +192,7 @@ def _quarantine(bad: list[dict[str, Any]]) -> pyarrow.Table:
     return pyarrow.Table.from_pylist(bad, schema=pyarrow.schema(fields.items()))
 
 
-def _complaint(store: Store, records: Sequence[Mapping[str, Any]], bad: int) -> str:
-    entry = next(record["quarantine"] for record in records if record["quarantine"])
-    first = read_table(store, File.from_json(entry), "the quarantine").to_pylist()[0]
+def _complaint(first: Mapping[str, Any], bad: int) -> str:
     more = f" ({bad - 1} more bad records)" if bad > 1 else ""
     return (
         f"corpus: {first['source']}: {first['path']}: {first['reason']}{more}; mend the file, or set "

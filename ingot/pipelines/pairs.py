@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 WAITING = 16  # functions that may wait for a partner of another document before the first gives up
 
 
-def put_pairs(store: Store, functions: pyarrow.Table, context: int) -> File:
-    """Stores the pairs, those of a couple in neighbouring rows, as Parquet with the columns id and
-    rejected_id (of functions), prompt, chosen and rejected (token ids).
+def put_pairs(store: Store, functions: pyarrow.Table, context: int, most: int) -> File:
+    """Stores the first `most` pairs, an even number of them, with those of a couple in neighbouring rows: as
+    Parquet with the columns id and rejected_id (of functions), prompt, chosen and rejected (token ids).
 
     `functions` is a table of `conversations.first_functions`. A couple is of different documents, its answers
-    are nearest in length, and each fits into `context` tokens after the other's prompt. A function without a
-    partner is left out."""
+    are of about one length, and each fits into `context` tokens after the other's prompt. A function without
+    a partner is left out."""
     import pyarrow
 
-    couples = _couples(functions, context)
+    couples = _couples(functions, context)[: most // 2]
     chosen, others = functions.take(couples.ravel()), functions.take(couples[:, ::-1].ravel())
     columns = {
         "id": chosen["id"],

@@ -2,7 +2,8 @@
 
 A stage is a module with `VERSION` (raised whenever the same input would give other bytes), a function
 `run(workspace, section, inputs) -> Outcome`. A stage that reads from outside the store has a function
-`inventory(section)`: what it gives is hashed into the fingerprint and handed to `run` in place of inputs."""
+`inventory(section, store)`: what it gives is hashed into the fingerprint and handed to `run` in place of
+inputs. A stage whose *how* settings may refuse what others accepted has `check(section, artifact)`."""
 
 from __future__ import annotations
 
@@ -111,7 +112,7 @@ def run_stage(
 ) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was there already."""
     module = import_module(f"ingot.pipelines.{stage}")
-    inventory = module.inventory(section) if hasattr(module, "inventory") else None
+    inventory = module.inventory(section, store) if hasattr(module, "inventory") else None
     identity = {
         "stage": stage,
         "version": module.VERSION,
@@ -123,6 +124,8 @@ def run_stage(
     key = f"artifacts/{stage}/{fingerprint}"
     committed = load(store, key)
     if committed is not None:
+        if hasattr(module, "check"):
+            module.check(section, committed)
         return committed, True
     connect()
     began = time.time()

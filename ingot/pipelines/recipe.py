@@ -78,9 +78,9 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply, or an alias holds itself") from None
-    for stage in Recipe.model_fields:
-        if stage in body and body[stage] is None:  # `evaluate:` with nothing below it: all as by default
-            body[stage] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in body and body[name] is None and _section_of(field.annotation):
+            body[name] = {}  # `evaluate:` with nothing below it: all as by default
     origin: dict[Place, str] = {}
     for setting in settings:
         _lay_over(body, setting, origin)
@@ -164,10 +164,15 @@ def _nearest(place: Place, section: type[BaseModel] | None) -> str:
     if section is None:
         section = Recipe
         for key in place[:-1]:
-            annotation = section.model_fields[key].annotation
-            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-            section = next(kind for kind in kinds if issubclass(kind, BaseModel))
+            section = _section_of(section.model_fields[key].annotation)
+            assert section is not None, place
     near = difflib.get_close_matches(str(place[-1]), section.model_fields, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {near[0]}"
     return f"; there are: {', '.join(section.model_fields)}"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting of this type is, or may be."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)

@@ -100,7 +100,7 @@ def _load(weights: Mapping[str, Any], precision: str, on_gpu: bool, rows_at_once
 
     files = {name: File.from_json(entry) for name, entry in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
-        Artifact(store, "weights", "", "", files).fetch(Path(folder))
+        Artifact(store, "", "", "", files).fetch(Path(folder))
         config, state_dict = import_folder(folder)
     with torch.device("meta"):
         model = Transformer(config)

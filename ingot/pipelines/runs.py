@@ -83,7 +83,7 @@ def list_runs(store: Store) -> list[str]:
 
 def show_run(store: Store, name: str) -> dict[str, Any]:
     """The run's last attempt: `{"run", "store", "stages": [{"stage", "fingerprint", "digest", "status",
-    "seconds", "metrics"}…]}`. `seconds` is what making the artifact took, also where it was found made."""
+    "seconds", "metrics"}…]}`. `seconds` is what the call that committed the artifact took."""
     numbers = list(_attempts(store, name))
     if not numbers:
         there = list_runs(store)
@@ -134,6 +134,7 @@ def git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # another repository may be around an installation
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}
     except (OSError, subprocess.SubprocessError):
         return None

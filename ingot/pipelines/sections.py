@@ -1,7 +1,9 @@
 """The sections of a recipe: every setting of every stage, with its default, its bounds and its part.
 
 A setting is either *what* (it changes what the stage makes, and is hashed into the artifact's fingerprint)
-or *how* (workers, intervals, logging: the same artifact comes out, and it is not hashed)."""
+or *how* (workers, intervals, logging: it is not hashed). The stages before training make the same bytes
+however they are run; a training's sums are rounded otherwise by other workers or micro batches, and nothing
+else changes."""
 
 from __future__ import annotations
 
@@ -23,10 +25,22 @@ def how(default: Any = ..., **bounds: Any) -> Any:
     return Field(default, json_schema_extra={"part": "how"}, **bounds)
 
 
+MOST_SEED = 2**32 - 1
+
+
 class Section(BaseModel):
     """A group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, body: Any) -> Any:
+        for name, value in body.items() if isinstance(body, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{name}: {str(value).lower()} is no number and no word; write one")
+        return body
 
     def what(self) -> dict[str, Any]:
         """The settings that change the artifact, nested sections included."""
@@ -90,8 +104,8 @@ class Dedup(Section):
 
     ngram: int = what(5, ge=1)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)
-    threshold: float = what(0.8, gt=0, lt=1)  # exact Jaccard similarity of the shingle sets
-    seed: int = what(1, ge=0)
+    threshold: float = what(0.8, gt=0, le=0.98)  # exact Jaccard similarity of the shingle sets
+    seed: int = what(1, ge=0, le=MOST_SEED)
     partitions: int | None = what(None, ge=1)  # of each exchange; by default as the size of the corpus asks
 
 
@@ -100,7 +114,7 @@ class Tokenizer(Section):
 
     vocabulary: int = what(4096, ge=300)
     sample_bytes: int = what(10_000_000, ge=1)
-    seed: int = what(1, ge=0)
+    seed: int = what(1, ge=0, le=MOST_SEED)
 
 
 class Tokens(Section):
@@ -112,12 +126,12 @@ class Tokens(Section):
 class Model(Section):
     """The shape of the transformer; the vocabulary is the tokenizer's."""
 
-    width: int = what(128, ge=1)
-    layers: int = what(6, ge=1)
+    width: int = what(128, ge=1, le=1_000_000)
+    layers: int = what(6, ge=1, le=10_000)
     heads: int = what(4, ge=1)
     kv_heads: int = what(2, ge=1)
-    hidden: int = what(384, ge=1)
-    context: int = what(256, ge=2)
+    hidden: int = what(384, ge=1, le=10_000_000)
+    context: int = what(256, ge=2, le=100_000_000)
     rope_theta: float = what(10_000.0, gt=0)
     tied: bool = what(True)
 
@@ -144,7 +158,7 @@ class Training(Section):
     decay: float = what(0.2, gt=0, le=1)  # the share of the steps in which warmup-stable-decay falls
     weight_decay: float = what(0.1, ge=0)
     clip: float = what(1.0, gt=0)  # the gradient's greatest norm
-    seed: int = what(1, ge=0)
+    seed: int = what(1, ge=0, le=MOST_SEED)
     precision: Literal["float32", "bfloat16"] = what("float32")
     workers: int = how(1, ge=1)
     replicas: int = how(1, ge=1)  # sharded copies of the model (HSDP); 1 shards it over all workers
@@ -216,14 +230,20 @@ class Preference(Training):
     pairs: int = what(4000, ge=1)  # for training, at most
     held_out_pairs: int = what(400, ge=200)  # for the accuracies, at most
 
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Preference:
+        if self.pairs < self.batch_pairs:
+            raise ValueError(f"pairs {self.pairs} do not fill a batch of batch_pairs {self.batch_pairs}")
+        return self
+
 
 class Evaluate(Section):
     """The last checkpoint, measured on held-out text and sampled from."""
 
-    prompts: list[str] = what(["def ", "import ", "class "])
+    prompts: list[str] = what(["def ", "import ", "class "], min_length=1)
     sample_tokens: int = what(64, ge=1)
     temperature: float = what(0.7, ge=0)
-    seed: int = what(1, ge=0)
+    seed: int = what(1, ge=0, le=MOST_SEED)
     evaluate_tokens: int = what(65_536, ge=1)
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ingot.errors import UsageError
+from ingot.errors import IngotError, UsageError
 from ingot.pipelines.sections import Files, PythonPackages
 from ingot.pipelines.store import Entry, LocalStore, Store, open_store
 
@@ -31,11 +31,21 @@ class Record:
     bad: str | None = None
 
 
-def inventory(source: PythonPackages | Files) -> list[Entry]:
-    """The files of a source, sorted by path. Raises UsageError for one that has none."""
+def inventory(source: PythonPackages | Files, store: Store) -> list[Entry]:
+    """The files of a source, sorted by path. Raises UsageError for one that has none, or that holds the
+    store: what a run writes would be its own input."""
     if isinstance(source, Files):
-        entries = list(open_store(source.path).inventory())
         place = source.path
+        folder = open_store(source.path)
+        if f"{store.uri}/".startswith(f"{folder.uri}/"):
+            raise UsageError(
+                f"corpus.sources: {source.name}: {place} holds the store, {store.uri}; name a folder of "
+                "texts alone, or a store elsewhere"
+            )
+        try:
+            entries = list(folder.inventory())
+        except IngotError as error:
+            raise type(error)(f"corpus.sources: {source.name}: its path: {error}") from error
         for entry in entries:
             if not _is_unicode(entry.key):
                 raise UsageError(
@@ -149,7 +159,7 @@ def _parquet(source: PythonPackages | Files, data: bytes) -> Iterator[Record]:
             for row in batch.to_pylist():
                 yield _fields(source, number, row)
                 number += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # or a date out of range
         yield Record(number, bad=f"not a readable Parquet file: {str(error).splitlines()[0]}")
 
 
@@ -162,7 +172,10 @@ def _fields(source: Files, number: int, body: Mapping[str, Any]) -> Record:
     if not _is_unicode(text) or not _is_unicode(url or ""):
         return Record(number, bad=f"record {number} holds half of a surrogate pair")
     rest = {name: value for name, value in body.items() if name not in (source.text, source.url)}
-    metadata = json.dumps(rest, sort_keys=True, default=str) if rest else None
+    try:
+        metadata = json.dumps(rest, sort_keys=True, default=str) if rest else None
+    except RecursionError:
+        return Record(number, bad=f"record {number} is nested too deeply")
     return Record(number, text, url, metadata)
 
 

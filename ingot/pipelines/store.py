@@ -365,7 +365,7 @@ class _Explained:
         if isinstance(error, NoCredentialsError):
             mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         elif isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchBucket":
-            mend = "make the bucket, or name one that exists with --store"
+            mend = "make the bucket, or name one that exists"
         elif isinstance(error, ClientError) and _status(error) in (401, 403):
             mend = "check the credentials and their rights on this bucket"
         elif isinstance(error, ClientError) and _status(error) == 501:

@@ -64,6 +64,7 @@ class TextEncoder:
     def __init__(self, serialized: str) -> None:
         import tokenizers
 
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for every core
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
         self._tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven characters, not a sign
         self.vocabulary = self._tokenizer.get_vocab_size()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SPLITS = ("train", "held-out")
-BATCH = 64  # documents encoded at once: enough to keep the encoder's threads busy
+BATCH = 64  # documents encoded at once
 
 
 def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -> Outcome:

@@ -14,12 +14,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ingot.errors import IngotError
+from ingot.pipelines.artifact import Damaged
+from ingot.pipelines.cluster import chatter_aside, home_of, refuse_elsewhere
 from ingot.pipelines.store import Store, open_store
 
 # Of a task whose worker or node died. Ray Data's own default is to repeat for ever: a unit that always
@@ -87,11 +90,10 @@ class Workspace:
         step: str,
         units: Sequence[Unit],
         work: Work | Actors,
-        memory: int | None = None,
     ) -> list[dict[str, Any]]:
         """Runs `work(store, unit.body)` for every unit that has no record yet, on the cluster, and returns
         the records of all units in the order given. What `work` returns must be JSON and a function of the
-        unit alone; where and when it ran is kept beside it under `ran`. `memory` is a task's need, bytes."""
+        unit alone; where and when it ran is kept beside it under `ran`."""
         prefix = f"{self.key}/units/{step}/"
         names = {unit.name for unit in units}
         assert len(names) == len(units), f"two units of {step} share a name"
@@ -104,7 +106,7 @@ class Workspace:
             records = {name: json.loads(body) for name, body in zip(sorted(done), earlier, strict=True)}
         todo = [unit for unit in units if unit.name not in done]
         if todo:
-            self._run_tasks(prefix, todo, work, memory, records)
+            self._run_tasks(prefix, todo, work, records)
         return [records[unit.name] for unit in units]
 
     def _run_tasks(
@@ -112,14 +114,13 @@ class Workspace:
         prefix: str,
         todo: Sequence[Unit],
         work: Work | Actors,
-        memory: int | None,
         records: dict[str, dict[str, Any]],
     ) -> None:
         import ray.data
         from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
         from ray.util.annotations import RayDeprecationWarning
 
-        uri = self.store.uri
+        place = (self.store.uri, home_of(self.store), prefix)
         rows = [{"name": unit.name, "body": json.dumps(dict(unit.body))} for unit in todo]
         tasks_at_once = min(len(rows), self.workers or len(rows))
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -129,34 +130,26 @@ class Workspace:
             if isinstance(work, Actors):
                 dataset = dataset.map_batches(
                     _Actor,
-                    fn_constructor_args=(uri, prefix, work.make),
+                    fn_constructor_args=(*place, work.make),
                     batch_size=1,
                     num_cpus=work.cpus,
                     num_gpus=work.gpus,
-                    memory=memory,
                     compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tasks_at_once),
                     max_restarts=RETRIES,
                     max_task_retries=RETRIES,
                 )
             else:
                 dataset = dataset.map(
-                    partial(_task, uri, prefix, work),
+                    partial(_task, *place, work),
                     num_cpus=1,
-                    memory=memory,
                     compute=ray.data.TaskPoolStrategy(size=tasks_at_once if self.workers else None),
                     max_retries=RETRIES,
                 )
         try:
-            for row in dataset.iter_rows():
-                record = json.loads(row["record"])
-                if "error" in record:
-                    raise IngotError(record["error"])
-                if "fault" in record:
-                    fault = TaskFailed(record["fault"])
-                    fault.add_note(record["trace"])
-                    raise fault
-                records[row["name"]] = record
-                self.progress.advance(1)
+            with chatter_aside() if isinstance(work, Actors) else nullcontext():
+                for row in dataset.iter_rows():
+                    records[row["name"]] = _record_of(row)
+                    self.progress.advance(1)
         except (WorkerCrashedError, OutOfMemoryError, ActorDiedError) as error:
             raise IngotError(
                 f"{prefix}: the worker of a unit died {RETRIES + 1} times; its last words are in the newest "
@@ -165,24 +158,39 @@ class Workspace:
             ) from error
 
 
-def _task(uri: str, prefix: str, work: Work, row: dict[str, Any]) -> dict[str, str]:
-    record = _run_unit(_store_of_process(uri), prefix, row["name"], json.loads(row["body"]), work)
+def _record_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The record that a task handed back. Raises what it ran into instead."""
+    record: dict[str, Any] = json.loads(row["record"])
+    if "error" in record:
+        raise IngotError(record["error"])
+    if "fault" in record:
+        fault = TaskFailed(record["fault"])
+        fault.add_note(record["trace"])
+        raise fault
+    return record
+
+
+def _task(uri: str, home: str | None, prefix: str, work: Work, row: dict[str, Any]) -> dict[str, str]:
+    record = _run_unit(_store_of_process(uri), home, prefix, row["name"], json.loads(row["body"]), work)
     return {"name": row["name"], "record": json.dumps(record)}
 
 
 class _Actor:
     """A process that makes its work at the first unit and keeps it."""
 
-    def __init__(self, uri: str, prefix: str, make: Callable[[Store], Work]) -> None:
-        self.store, self.prefix, self.make = open_store(uri), prefix, make
+    def __init__(self, uri: str, home: str | None, prefix: str, make: Callable[[Store], Work]) -> None:
+        self.store, self.home, self.prefix, self.make = open_store(uri), home, prefix, make
 
     @cached_property
     def work(self) -> Work:
         return self.make(self.store)
 
+    def _work(self, *unit: Any) -> Mapping[str, Any]:
+        return self.work(*unit)  # made at the first unit, where its errors are told
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         [name], [body] = batch["name"], batch["body"]
-        record = _run_unit(self.store, self.prefix, name, json.loads(body), lambda *unit: self.work(*unit))
+        record = _run_unit(self.store, self.home, self.prefix, name, json.loads(body), self._work)
         return {"name": [name], "record": [json.dumps(record)]}
 
 
@@ -192,9 +200,12 @@ def _store_of_process(uri: str) -> Store:
     return open_store(uri)
 
 
-def _run_unit(store: Store, prefix: str, name: str, body: Mapping[str, Any], work: Work) -> dict[str, Any]:
+def _run_unit(
+    store: Store, home: str | None, prefix: str, name: str, body: Mapping[str, Any], work: Work
+) -> dict[str, Any]:
     key = f"{prefix}{name}.json"
     try:
+        refuse_elsewhere(store, home)
         if not store.exists(key):
             began = time.time()
             result = dict(work(store, body))
@@ -204,8 +215,11 @@ def _run_unit(store: Store, prefix: str, name: str, body: Mapping[str, Any], wor
         return record
     except IngotError as error:
         # a person's error, not a fault of the machine: handed back whole, and not worth a retry
-        return {"error": str(error)}
-    except Exception as error:
+        where = f" (at {key})" if isinstance(error, Damaged) else ""
+        return {"error": f"{error}{where}"}
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in a library's Rust is none of Exception's
         # handed back too: Ray Data would bury what was raised, and where, under its own words
         said = (str(error).strip().splitlines() or [""])[0]
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines import sources
@@ -25,6 +24,7 @@ from ingot.pipelines.sections import PythonPackages
 from ingot.pipelines.store import LocalStore, Store, open_store
 
 Corpus = Callable[..., Artifact]
+ELSEWHERE = LocalStore("/nowhere")
 
 
 @pytest.fixture
@@ -68,6 +68,10 @@ def parquet(table: pyarrow.Table) -> bytes:
     return sink.getvalue()
 
 
+def zstd(data: bytes) -> bytes:
+    return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
+
+
 def json_lines(*records: Any) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
@@ -76,10 +80,10 @@ def test_every_kind_of_file_becomes_documents(folder: Path, corpus: Corpus) -> N
     lines = json_lines({"text": "one", "url": "http://a", "tags": ["x"], "n": 1}, {"text": "zwei ü"})
     (folder / "a.txt").write_text("plain ä")
     (folder / "b.txt.gz").write_bytes(gzip.compress(b"zipped"))
-    (folder / "c.txt.zst").write_bytes(zstandard.compress(b"first ") + zstandard.compress(b"second frame"))
+    (folder / "c.txt.zst").write_bytes(zstd(b"first ") + zstd(b"second frame"))
     (folder / "d.jsonl").write_bytes(lines)
     (folder / "e.jsonl.gz").write_bytes(gzip.compress(lines))
-    (folder / "f.jsonl.zst").write_bytes(zstandard.compress(lines))
+    (folder / "f.jsonl.zst").write_bytes(zstd(lines))
     (folder / "g.parquet").write_bytes(
         parquet(pyarrow.table({"text": ["row 0", "row 1"], "url": [None, "http://b"]}))
     )
@@ -128,7 +132,7 @@ def test_empty_texts_are_counted_and_left_out(folder: Path, corpus: Corpus) -> N
 BAD = {
     "latin.txt": ("café".encode("latin-1"), "not UTF-8 at byte 3"),
     "cut.txt.gz": (gzip.compress(b"text " * 1000)[:-9], "the compressed file is truncated"),
-    "cut.txt.zst": (zstandard.compress(bytes(range(256)) * 900)[:-5], "the compressed file is truncated"),
+    "cut.txt.zst": (zstd(bytes(range(256)) * 900)[:-5], "the compressed file is truncated"),
     "junk.txt.gz": (b"this is no archive", "not a readable archive"),
     "junk.txt.zst": (b"this is no archive", "not a readable archive"),
     "bad.jsonl": (b'{"text": "good"}\n{"text": \n', "line 2 is not JSON"),
@@ -204,6 +208,22 @@ def test_a_file_name_that_is_not_utf8_is_refused(folder: Path, corpus: Corpus) -
         corpus(folder)
 
 
+def test_a_source_that_holds_the_store_is_refused(folder: Path, corpus: Corpus) -> None:
+    (folder / "a.txt").write_text("text")
+    with pytest.raises(
+        UsageError, match=r"corpus.sources: raw: .* holds the store, .*; name a folder of texts"
+    ):
+        corpus(folder, store=LocalStore(str(folder / ".ingot" / "store")))
+
+
+def test_what_was_passed_over_is_told_again_where_it_must_not_be(folder: Path, corpus: Corpus) -> None:
+    (folder / "a.jsonl").write_bytes(json_lines({"text": "good"}) + b"{")
+    made = corpus(folder, bad_records="quarantine")
+    assert corpus(folder, bad_records="quarantine").digest == made.digest
+    with pytest.raises(IngotError, match=r"a.jsonl: line 2 is not JSON .* corpus.bad_records: quarantine"):
+        corpus(folder)
+
+
 def test_adding_a_file_renumbers_nothing(folder: Path, corpus: Corpus) -> None:
     (folder / "b.jsonl").write_bytes(json_lines({"text": "one"}, {"text": "two"}))
     before = {row["id"]: row["text"] for row in documents(corpus(folder))}
@@ -216,7 +236,7 @@ def test_adding_a_file_renumbers_nothing(folder: Path, corpus: Corpus) -> None:
 def test_a_file_that_changes_while_it_is_read_stops_the_run(folder: Path) -> None:
     (folder / "a.txt").write_text("one")
     source = sources.Files(source="files", name="raw", path=str(folder))
-    [entry] = sources.inventory(source)
+    [entry] = sources.inventory(source, ELSEWHERE)
     (folder / "a.txt").write_text("two")
     with pytest.raises(IngotError, match="not what it was"):
         sources.read_unchanged(source, entry)
@@ -264,13 +284,14 @@ def test_a_prefix_of_s3_is_read_like_a_folder(s3: Any, folder: Path, corpus: Cor
         remote.create(name, name.encode())
     local = [sources.Files(source="files", name="raw", path=str(place)) for place in (folder, remote.uri)]
     read = [
-        [(e.key, sources.read_unchanged(source, e)) for e in sources.inventory(source)] for source in local
+        [(e.key, sources.read_unchanged(source, e)) for e in sources.inventory(source, ELSEWHERE)]
+        for source in local
     ]
     assert read[0] == read[1] == [("a.txt", b"a.txt"), ("deep/b.txt", b"deep/b.txt")]
 
 
 def test_installed_packages_are_read_without_their_tests() -> None:
-    found = sources.inventory(PythonPackages(source="python-packages", packages=["yaml", "yaml"]))
+    found = sources.inventory(PythonPackages(source="python-packages", packages=["yaml", "yaml"]), ELSEWHERE)
     paths = [entry.key for entry in found]
     assert paths == sorted(set(paths))
     assert {"python/json/decoder.py", "python/ast.py", "yaml/loader.py"} <= set(paths)
@@ -283,4 +304,4 @@ def test_installed_packages_are_read_without_their_tests() -> None:
 def test_a_package_that_is_not_installed_is_named() -> None:
     for package in ("no_such_package", "../x", "os.path"):
         with pytest.raises(UsageError, match="is installed; install it or leave it out"):
-            sources.inventory(PythonPackages(source="python-packages", packages=[package]))
+            sources.inventory(PythonPackages(source="python-packages", packages=[package]), ELSEWHERE)

@@ -43,8 +43,8 @@ def pairs(code_path: SmallPath, code_workspace: Callable[[str], Workspace]) -> P
     workspace = code_workspace(f"sft/functions-{CONTEXT}-1000")
     files, _ = make_functions(workspace, code_path.inputs, CONTEXT, documents=1000)
     functions = first_functions(workspace.store, files, "preference", 300)
-    file = put_pairs(workspace.store, functions, CONTEXT)
-    assert file == put_pairs(workspace.store, functions, CONTEXT)
+    file = put_pairs(workspace.store, functions, CONTEXT, most=300)
+    assert file == put_pairs(workspace.store, functions, CONTEXT, most=300)
     rows = read_table(workspace.store, file, "pairs").to_pylist()
     return Pairs(workspace, file, rows, {row["id"]: row for row in functions.to_pylist()})
 

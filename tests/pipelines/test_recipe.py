@@ -112,6 +112,8 @@ pretrain:
         ("width: 64", "width: 0", "recipe.yaml:14: pretrain.model.width: "),
         ("steps: 20", "steps: 20\n  warmup_steps: 20", "warmup_steps 20 leaves none of 20 steps"),
         ("vocabulary: 512", "vocabulary: 100", "recipe.yaml:9: tokenizer.vocabulary: "),
+        ("steps: 20", "steps: true", "recipe.yaml:10: pretrain: steps: true is no number"),
+        ("steps: 20", f"steps: 20\n  seed: {2**32}", "recipe.yaml:12: pretrain.seed: "),
         ("learning_rate: 1e-3", "learning_rate: .inf", "recipe.yaml:12: pretrain.learning_rate: "),
         ("learning_rate: 1e-3", "learning_rate: [1]", "recipe.yaml:12: pretrain.learning_rate: "),
         (

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import units_of_work as work
 
-from ingot.errors import IngotError
+from ingot.errors import IngotError, UsageError
 from ingot.pipelines import units
+from ingot.pipelines.cluster import home_of, refuse_elsewhere
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.units import TaskFailed, Unit, Workspace
 
@@ -87,6 +88,17 @@ def test_a_bug_in_a_task_is_told_with_its_place(workspace: Workspace) -> None:
     assert str(caught.value).startswith("ZeroDivisionError: a bug (units_of_work.py:")
     assert f"{KEY}/units/step/00.json" in str(caught.value)
     assert "in stumble" in "".join(caught.value.__notes__)
+
+
+def test_a_panic_in_a_library_is_told_too(workspace: Workspace) -> None:
+    with pytest.raises(TaskFailed, match=r"^Panic: retry-limit-in-match over .* at .*/00.json"):
+        workspace.run("step", UNITS[:1], work.panic)
+
+
+def test_a_node_that_does_not_see_the_store_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="the cluster has grown by a node, which does not see it"):
+        refuse_elsewhere(workspace.store, home="another-node")
+    refuse_elsewhere(workspace.store, home_of(workspace.store))
 
 
 def test_the_store_failing_in_a_task_is_one_clean_message(workspace: Workspace, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ingot.errors import UsageError
 from ingot.pipelines.artifact import put_file
 from ingot.pipelines.store import LocalStore, Store
-from ingot.pipelines.units import Unit, Workspace
+from ingot.pipelines.units import Unit, Work, Workspace
 
 SLOW_UNITS = [Unit(f"{number:02d}", {"number": number}) for number in range(12)]
 
@@ -27,6 +27,20 @@ def square_slowly(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     time.sleep(0.4)
     file = put_file(store, str(body["number"] ** 2).encode())
     return {"square": body["number"] ** 2, "file": file.to_json()}
+
+
+def unhurried(work: Work, store: Store, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Any work, and a second of rest before it."""
+    time.sleep(1)
+    return work(store, body)
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+def panic(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
+    raise Panic("retry-limit-in-match over")
 
 
 def die_at_first(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:

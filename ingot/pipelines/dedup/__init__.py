@@ -7,7 +7,7 @@ its shingle sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ingot.pipelines.artifact import Artifact, File
@@ -110,7 +110,7 @@ class _Steps:
 
     workspace: Workspace
     stems: Sequence[str]  # of the documents files
-    processes: int = 0  # the most that took part in one step
+    processes: dict[str, int] = field(default_factory=dict)  # that took part in each step
 
     def for_files(self, step: str, work: Work, own: Sequence[Record], common: Record) -> list[Record]:
         """A unit for each documents file, whose body is its number, its `own` and the `common`."""
@@ -129,7 +129,7 @@ class _Steps:
     def _run(self, step: str, work: Work, units: Sequence[Unit]) -> list[Record]:
         records = self.workspace.run(step, units, work)
         processes = {(record["ran"]["host"], record["ran"]["pid"]) for record in records}
-        self.processes = max(self.processes, len(processes))
+        self.processes[step] = len(processes)
         return records
 
 

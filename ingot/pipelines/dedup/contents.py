@@ -64,7 +64,4 @@ def join_contents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     copies = copies[np.repeat(sizes, sizes) > 1]
     copies.sort(order="location")
     bounds = location_bounds(body["location_partitions"], body["files"])
-    return {
-        "run": put_run(store, copies, "location", bounds),
-        "copies": int((copies["copies"] == 0).sum()),
-    }
+    return {"run": put_run(store, copies, "location", bounds)}

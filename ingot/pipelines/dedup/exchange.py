@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingot.pipelines.artifact import File, put_file, read_file
+from ingot.pipelines.artifact import File, put_file, read_file, read_range
 from ingot.pipelines.dedup.rows import ROW_BITS, Rows
 from ingot.pipelines.store import Store
 
@@ -73,7 +73,7 @@ def read_partition(
 
     def slice_of(run: Mapping[str, Any]) -> bytes:
         start, stop = (offset * dtype.itemsize for offset in run["offsets"][part : part + 2])
-        return read_range(store, File.from_json(run["file"]), start, stop - start)
+        return read_range(store, File.from_json(run["file"]), start, stop - start, "a run of rows")
 
     with ThreadPoolExecutor(READERS) as pool:
         return np.frombuffer(b"".join(pool.map(slice_of, runs)), dtype)
@@ -88,7 +88,8 @@ def read_slices(store: Store, file: File, starts: Counts, lengths: Counts) -> by
 
     def group(index: int) -> bytes:
         begin, end = first[index], last[index]
-        data = read_range(store, file, int(starts[begin]), int(starts[end] + lengths[end] - starts[begin]))
+        start, stop = int(starts[begin]), int(starts[end] + lengths[end])
+        data = read_range(store, file, start, stop - start, "a file of rows")
         view = memoryview(data)
         within = (starts[begin : end + 1] - starts[begin]).tolist()
         taken = zip(within, lengths[begin : end + 1].tolist(), strict=True)
@@ -96,14 +97,3 @@ def read_slices(store: Store, file: File, starts: Counts, lengths: Counts) -> by
 
     with ThreadPoolExecutor(READERS) as pool:
         return b"".join(pool.map(group, range(len(first))))
-
-
-def read_range(store: Store, file: File, start: int, length: int) -> bytes:
-    """`length` bytes of the file from `start`: unverified, as a part has no digest of its own."""
-    parts, offset = [], 0
-    for piece in file.pieces:
-        begin, end = max(start, offset), min(start + length, offset + piece.bytes)
-        if begin < end:
-            parts.append(store.read(piece.key, begin - offset, end - begin))
-        offset += piece.bytes
-    return b"".join(parts)

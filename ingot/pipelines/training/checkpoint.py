@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ingot.pipelines.artifact import File, commit, load, put_file, put_json
-from ingot.pipelines.store import ObjectMissing, Store
+from ingot.pipelines.artifact import Artifact, Damaged, File, commit, load, put_file, put_json
+from ingot.pipelines.store import ObjectMissing, Store, StoreError
 from ingot.pipelines.training.state import Part, make_room, named_state, part_of
 
 FORMAT = 1
@@ -45,9 +45,20 @@ def load_checkpoint(
     store: Store, key: str, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Fills model and optimizer from the checkpoint of `step` and returns its `state.json`. Only files that
-    hold rows this process needs are read, each whole and verified. Raises Damaged."""
+    hold rows this process needs are read, each whole and verified. Raises Damaged, and StoreError where
+    another run of the training has come further and deletes it."""
     artifact = load(store, _folder(key, step))
-    assert artifact is not None, f"{key} has no checkpoint of step {step}"
+    if artifact is None:
+        raise _superseded(store, key, step)
+    try:
+        return _fill(artifact, model, optimizer)
+    except Damaged as error:
+        if store.exists(f"{artifact.key}/manifest.json"):
+            raise
+        raise _superseded(store, key, step) from error
+
+
+def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = artifact.json("state.json")
     tensors = make_room(model, optimizer, list(state["tensors"]), state["numbers"])
     needed: dict[str, list[tuple[str, Part, int, int, int]]] = {}
@@ -182,6 +193,8 @@ class CheckpointWriter:
                 # A worker that died or could not save ends the whole group, and this thread with it.
                 time.sleep(pause)
                 pause = min(1.0, pause * 1.5)
+                if pause == 1.0 and (newest_step(self.store, self.key) or 0) > step:
+                    raise _superseded(self.store, self.key, step) from None
 
     def _record(self, step: int, what: str, record: Mapping[str, Any]) -> None:
         self.store.create(self._record_key(step, what), json.dumps(record).encode())
@@ -208,6 +221,12 @@ def retire(store: Store, key: str, keep: int) -> None:
         manifests = [name for name in keys if name.endswith("/manifest.json")]
         for name in [*manifests, *sorted(named[step] - needed), *keys[len(manifests) :]]:
             store.delete(name)
+
+
+def _superseded(store: Store, key: str, step: int) -> StoreError:
+    """Worth another attempt, which begins where the other run is or finds the training done."""
+    where = f"{store.uri}/{_folder(key, step)}"
+    return StoreError(f"{where}: deleted by another run of this training, which has come further")
 
 
 def _objects(store: Store, keys: list[str]) -> set[str]:

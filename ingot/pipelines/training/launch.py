@@ -16,6 +16,7 @@ from typing import Any
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import File
+from ingot.pipelines.cluster import home_of
 from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing
@@ -63,12 +64,13 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    _refuse_too_many(section)
+    refuse_too_many(workspace, section)
     # Beside the driver: lost only with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
     config = {
         "store": workspace.store.uri,
+        "home": home_of(workspace.store),
         "key": workspace.key,
         "section": {name: getattr(section, name) for name in Training.model_fields},
         "job": job.to_json(),
@@ -135,20 +137,21 @@ def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
     )
 
 
-def _refuse_too_many(section: Training) -> None:
-    """Raises UsageError where an embedded cluster is too small: it will never grow."""
+def refuse_too_many(workspace: Workspace, section: Training) -> None:
+    """Raises UsageError where an embedded cluster has too little for the section's workers: it will never
+    grow. On another cluster, which may, says what is waited for."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        return
     there = ray.cluster_resources()
     for name, each in (("CPU", section.cpus_per_worker), ("GPU", section.gpus_per_worker)):
-        if section.workers * each > there.get(name, 0):
-            raise UsageError(
-                f"{section.workers} workers of {each:g} {name} each need more than the "
-                f"{there.get(name, 0):g} {name} here; set workers or {name.lower()}s_per_worker lower, "
-                "or join a cluster by RAY_ADDRESS"
-            )
+        if section.workers * each <= there.get(name, 0):
+            continue
+        has = f"{there.get(name, 0):g} {name}"
+        short = f"{section.workers} workers of {each:g} {name} each need more than the {has}"
+        mend = f"set workers or {name.lower()}s_per_worker lower"
+        if not os.environ.get("RAY_ADDRESS"):
+            raise UsageError(f"{short} here; {mend}, or join a cluster by RAY_ADDRESS")
+        workspace.progress.say(f"  {short} of the cluster: waiting for it to grow; if it does not, {mend}")
 
 
 def _explained(error: BaseException, section: Training) -> Exception:

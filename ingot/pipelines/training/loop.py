@@ -24,6 +24,7 @@ import torch
 from ingot.errors import IngotError
 from ingot.model import Batch, StepMetrics, learning_rate, train_step
 from ingot.pipelines.artifact import Damaged
+from ingot.pipelines.cluster import refuse_elsewhere
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing, Store, StoreError, open_store
 from ingot.pipelines.training.build import build, export, sizes
@@ -35,8 +36,9 @@ from ingot.pipelines.training.log import StepLog, read_log
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on each worker. `config`: store (its URI), key, section and job as
-    JSON, and the driver's monitor, a handle of the actor `Monitor`."""
+    """The function that Ray Train runs on each worker. `config`: store (its URI), home (the only node that
+    sees it, if not all do), key, section and job as JSON, and the driver's monitor, a handle of the actor
+    `Monitor`."""
     import ray
     import ray.train
     import ray.train.torch
@@ -51,6 +53,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     group = Group(context.get_world_rank(), context.get_world_size(), device, section.micro_batch, node)
     try:
         job, store = Job.from_json(config["job"]), open_store(config["store"])
+        refuse_elsewhere(store, config["home"])
         # Rank 0 speaks for all, and nobody waits for an answer.
         tell = (lambda message: monitor.tell.remote(message)) if group.rank == 0 else lambda message: None
         Loop(store, config["key"], job, section, group, tell).run()
@@ -97,7 +100,8 @@ class Loop:
 
     def run(self) -> None:
         """All of it. What is in the store already is not done again."""
-        if self.store.exists(f"{self.key}/trained.json"):
+        # Agreed, as another run may finish between two workers' looks.
+        if self.group.agree(self.store.exists(f"{self.key}/trained.json")):
             return
         self.state, place = build(self.store, self.job, self.section, self.group)
         self.attempt = self._begin_attempt()
@@ -159,13 +163,14 @@ class Loop:
             rows = reader.submit(self._read, self.state.step)
             while self.state.step < steps:
                 step = self.state.step
+                asked = time.perf_counter()
                 batches, checksum = rows.result()
-                waited = window.pause()
+                waited = time.perf_counter() - asked
                 if step + 1 < steps:  # read while this step runs
                     rows = reader.submit(self._read, step + 1)
                 self.writer.check()
                 metrics = self._step(step, [self.group.here(batch) for batch in batches])
-                seconds = window.add(metrics.tokens)
+                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in batches))
                 self._note(step, metrics, seconds=seconds, waited=waited, checksum=checksum)
                 done = step + 1
                 if done % every == 0 or done == steps:
@@ -246,7 +251,8 @@ class Loop:
             "learning_rate": self._learning_rate(step),
             "gradient_norm": metrics.gradient_norm,
             "tokens_per_second": window.tokens / window.seconds,
-            "flops_per_second": window.tokens * flops / window.seconds,
+            # Work is done on prompts and padding too. The other workers' rows are as long as ours.
+            "flops_per_second": window.positions * self.group.world * flops / window.seconds,
             "seconds_left": (self.section.steps - step - 1) * window.seconds / window.steps,
         }
         self.tell(message)
@@ -289,18 +295,16 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        self.steps, self.tokens, self.seconds = 0, 0, 0.0
+        self.steps, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
 
-    def pause(self) -> float:
-        """Seconds since the last step's end."""
-        return time.perf_counter() - self._last
-
-    def add(self, tokens: int) -> float:
-        """A step ended; the seconds since the one before."""
+    def add(self, tokens: int, positions: int) -> float:
+        """A step ended, with so many targets in all and so many positions here; the seconds since the one
+        before."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self.steps += 1
         self.tokens += tokens
+        self.positions += positions
         self.seconds += seconds
         return seconds
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ingot.pipelines import artifact
-from ingot.pipelines.artifact import File, put_file
+from ingot.pipelines.artifact import Damaged, File, put_file
 from ingot.pipelines.dedup import candidates, exchange, verify
 from ingot.pipelines.dedup.candidates import REPRESENTATIVES, find_candidates
 from ingot.pipelines.dedup.exchange import (
@@ -68,8 +68,8 @@ def test_slices_are_read_whole_across_pieces(store: LocalStore, monkeypatch: pyt
     data = np.random.Generator(np.random.PCG64(2)).bytes(10_500)
     file = put_file(store, data)
     assert len(file.pieces) == 11
-    assert read_range(store, file, 990, 2020) == data[990:3010]
-    assert read_range(store, file, 10_400, 5000) == data[10_400:]
+    assert read_range(store, file, 990, 2020, "a file") == data[990:3010]
+    assert read_range(store, file, 10_400, 5000, "a file") == data[10_400:]
     cuts = np.sort(np.random.Generator(np.random.PCG64(3)).choice(10_500, 200, replace=False))
     starts, lengths = cuts[0::2], np.diff(cuts)[0::2]
     expected = b"".join(data[start : start + length] for start, length in zip(starts, lengths, strict=True))
@@ -77,10 +77,21 @@ def test_slices_are_read_whole_across_pieces(store: LocalStore, monkeypatch: pyt
     assert read_slices(store, file, starts[:0], lengths[:0]) == b""
 
 
+def test_rows_that_are_missing_are_not_passed_over(store: LocalStore) -> None:
+    file = put_file(store, bytes(1000))
+    place = Path(store.uri, file.pieces[0].key)
+    place.write_bytes(bytes(900))
+    for damage in ("cut", "gone"):
+        with pytest.raises(Damaged, match=r"a file of rows is damaged: .* is missing or cut short; restore"):
+            read_slices(store, file, np.array([0, 850]), np.array([10, 100]))
+        if damage == "cut":
+            place.unlink()
+
+
 def test_near_slices_share_a_read(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put_file(store, bytes(10 * GAP_BYTES))
     reads = []
-    monkeypatch.setattr(exchange, "read_range", lambda *words: reads.append(words[2:]) or bytes(words[3]))
+    monkeypatch.setattr(exchange, "read_range", lambda *words: reads.append(words[2:4]) or bytes(words[3]))
     starts = np.array([0, 1000, 2 * GAP_BYTES, 3 * GAP_BYTES, 8 * GAP_BYTES])
     read_slices(store, file, starts, np.full(5, 100))
     assert sorted(reads) == [(0, 1100), (2 * GAP_BYTES, GAP_BYTES + 100), (8 * GAP_BYTES, 100)]
