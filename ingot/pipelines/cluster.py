@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,22 +39,22 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
     if address and (silence := unreachable(address)):
         raise IngotError(f"Ray at {address}: {silence}; {mend}")
     try:
-        if address:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=cpus or max(2, os.cpu_count() or 2),
-                include_dashboard=False,
-                object_store_memory=200_000_000,  # data moves through the store, not through Ray's objects
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise IngotError(
-            f"Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; {mend}"
-        ) from error
-    try:
+        try:
+            with _our_signals(held=not address):
+                if address:
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus or max(2, os.cpu_count() or 2),
+                        include_dashboard=False,
+                        object_store_memory=200_000_000,  # data moves through the store, not Ray's objects
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            said = str(error).splitlines()[0].rstrip(".")
+            raise IngotError(f"Ray at {address or 'this machine'}: {said}; {mend}") from error
         quiet()
         refuse_unshared(store)
         yield os.path.join(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
@@ -60,18 +62,51 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
         ray.shutdown()
 
 
+@contextmanager
+def _our_signals(held: bool) -> Iterator[None]:
+    """Puts back the handlers of SIGINT and SIGTERM that Ray replaces. `held`: until then both wait, as only
+    what has started can be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if held:
+        for number in ours:
+            signal.signal(number, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
 def unreachable(address: str) -> str | None:
     """Why no driver can join Ray at this address, or None where one may try: Ray itself tries for minutes."""
     if address.startswith("ray://"):
         return "a Ray Client address; name the cluster's own, HOST:6379, from a machine beside it"
+    if address in ("auto", "local"):
+        return None
     host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        return None  # "auto" and the like, which Ray looks up
+    if not host or not port.isdecimal():
+        return "no HOST:PORT"
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(connection):
+                return "something answers, but it is not Ray"
     except (OSError, OverflowError) as error:
         return f"nothing answers ({error})"
     return None
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether a frame of settings comes first, as from every server of HTTP/2 (RFC 9113, section 3.4)."""
+    empty_settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+    with connection.makefile("rb") as answer:
+        return answer.read(4)[3:] == empty_settings[3:4]
 
 
 def refuse_unshared(store: Store) -> None:

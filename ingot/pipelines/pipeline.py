@@ -8,9 +8,10 @@ inputs. A stage whose *how* settings may refuse what others accepted has `check(
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -83,6 +84,15 @@ def run_stages(
     """Runs every stage that is not committed yet, in order; what is committed is found by its fingerprint.
     `connect` joins the cluster; it is called before work begins, and never where all is committed."""
     made: dict[str, Made] = {}
+
+    joined: list[str] = []  # by the first stage that is not committed
+
+    def join(stage: str) -> None:
+        if not joined:
+            connect()
+            joined.append(stage)
+            _refuse_too_many(recipe, stages[stages.index(stage) :], progress)
+
     for stage in stages:
         section: Section = getattr(recipe, stage)
         inputs = {read: made[name].artifact for read, name in _inputs(stage, stages).items()}
@@ -90,7 +100,9 @@ def run_stages(
         progress.begin_stage(stage)
         began = time.time()
         try:
-            artifact, skipped = run_stage(recipe, store, progress, stage, section, inputs, connect)
+            artifact, skipped = run_stage(
+                recipe, store, progress, stage, section, inputs, partial(join, stage)
+            )
         except BaseException as error:
             with suppress(StoreError):  # the store may be what failed
                 attempt.fail(stage, error, time.time() - began)
@@ -99,6 +111,16 @@ def run_stages(
         attempt.commit(stage, artifact, skipped, made[stage].seconds)
         progress.end_stage(stage, artifact.metrics, skipped, made[stage].seconds)
     return made
+
+
+def _refuse_too_many(recipe: Recipe, stages: Sequence[str], progress: Progress) -> None:
+    """Before hours of work on data: whether the cluster has room for the trainings after it."""
+    trainings = [stage for stage in stages if stage in TRAINING]
+    if trainings:
+        from ingot.pipelines.training.launch import refuse_too_many
+
+        for stage in trainings:
+            refuse_too_many(stage, getattr(recipe, stage), progress.say)
 
 
 def run_stage(

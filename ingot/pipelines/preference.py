@@ -22,7 +22,7 @@ from ingot.pipelines.reference import Scores, score_pairs
 from ingot.pipelines.sections import Preference
 from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.job import Job, Part, SpecialTokens
-from ingot.pipelines.training.launch import refuse_too_many, train
+from ingot.pipelines.training.launch import train
 from ingot.pipelines.units import Workspace
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
     and reward_accuracy_after (it has gained more than the rejected one)."""
     from ingot.pipelines.pipeline import Outcome
 
-    refuse_too_many(workspace, section)  # before the work that comes before training
     store, checkpoint, tokenizer = workspace.store, inputs["sft"], inputs["tokenizer"]
     context = checkpoint.json("config.json")["max_position_embeddings"]
     functions = {name: checkpoint.files[name] for name in checkpoint.names("functions/")}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from ingot.errors import UsageError
 from ingot.pipelines.sections import (
@@ -30,6 +30,9 @@ from ingot.pipelines.sections import (
 )
 
 Place = tuple[Any, ...]  # the keys and list positions that lead to a setting
+# What the attention kernels of vLLM 0.29 take on a CPU, which is less than they take on GPUs.
+SERVED_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+
 _SOURCES: dict[str, type[BaseModel]] = {"python-packages": PythonPackages, "files": Files}
 
 
@@ -51,6 +54,17 @@ class Recipe(Section):
     preference: Preference | None = what(None)
     evaluate: Evaluate | None = what(None)
     publish: Publish | None = what(None)
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Recipe:
+        if self.publish and self.pretrain:
+            model = self.pretrain.model
+            if (wide := model.width // model.heads) not in SERVED_HEADS:
+                raise ValueError(
+                    f"publish: vLLM serves no heads {wide} wide (pretrain.model: width {model.width} / heads "
+                    f"{model.heads}); make them one of {', '.join(map(str, SERVED_HEADS))}"
+                )
+        return self
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:

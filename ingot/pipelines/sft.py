@@ -19,7 +19,7 @@ from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.dataset import shares
 from ingot.pipelines.training.job import Job, Part, SpecialTokens
-from ingot.pipelines.training.launch import refuse_too_many, train
+from ingot.pipelines.training.launch import train
 from ingot.pipelines.units import Workspace
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
     and after (held_out_loss)."""
     from ingot.pipelines.pipeline import Outcome
 
-    refuse_too_many(workspace, section)  # before the work that comes before training
     store, checkpoint, tokenizer = workspace.store, inputs["pretrain"], inputs["tokenizer"]
     context = checkpoint.json("config.json")["max_position_embeddings"]
     functions, counts = make_functions(workspace, inputs, context, section.documents)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 READ_TRIES = 4  # of an answer whose connection breaks midway
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")  # what a killed writer leaves behind
 
 
@@ -80,6 +81,8 @@ def open_store(uri: str) -> Store:
         return S3Store(uri)
     if "://" in uri:
         raise UsageError(f"store {uri!r}: neither a folder nor s3://bucket/prefix")
+    if not uri:
+        raise UsageError("store: an empty name; name a folder, or s3://bucket/prefix")
     return LocalStore(uri)
 
 
@@ -200,6 +203,11 @@ class S3Store:
         self.bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise UsageError(f"store {uri!r}: names no bucket; write s3://bucket/prefix")
+        if not _BUCKET.fullmatch(self.bucket):
+            raise UsageError(
+                f"store {uri!r}: {self.bucket!r} is no bucket's name: letters, digits, dots and hyphens, at "
+                "least 3; write s3://bucket/prefix"
+            )
         self.uri = f"s3://{self.bucket}/{prefix}".rstrip("/")
         self.prefix = f"{prefix}/" if prefix else ""
 

@@ -66,8 +66,8 @@ def run(
     from ingot.services.running import run_recipe
 
     # JSON's strings are YAML's, so that a run may be named 2024 and a folder "on"
-    given = {"name": name, "store": store}
-    settings = [*(setting or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value)]
+    given = {key: value for key, value in (("name", name), ("store", store)) if value is not None}
+    settings = [*(setting or []), *(f"{key}={json.dumps(value)}" for key, value in given.items())]
     run_recipe(recipe, settings, until)
 
 

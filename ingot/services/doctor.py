@@ -127,7 +127,7 @@ def _ray() -> Iterator[Finding]:
         yield Finding("Ray", True, "RAY_ADDRESS is not set: a run starts its own on this machine")
         return
     silence = unreachable(address)
-    found = f"{address}: {silence or ('something answers' if ':' in address else 'Ray looks it up')}"
+    found = f"{address}: {silence or ('it answers' if ':' in address else 'a run looks for it')}"
     yield _finding(
         "Ray", silence is None, found, "check RAY_ADDRESS, or unset it to run on this machine alone"
     )

@@ -37,7 +37,6 @@ def run_recipe(path: Path, settings: Sequence[str], until: str | None) -> None:
             @cache
             def connect() -> None:
                 logs = stack.enter_context(cluster(store))
-                signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in its place
                 console.print(f"Ray's logs: {logs}", style="dim", soft_wrap=True, markup=False)
 
             run_stages(recipe, store, attempt, screen, stages, connect)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ingot.errors import IngotError
+from ingot.errors import IngotError, UsageError
 from ingot.pipelines.pipeline import Made, run_stages
 from ingot.pipelines.recipe import Recipe
 from ingot.pipelines.runs import begin_attempt, show_run
@@ -71,6 +71,17 @@ def test_a_manifest_tells_where_its_artifact_came_from(
     assert dedup.made["section"]["threshold"] == 0.8
     assert corpus.made["run"] == "run"
     assert corpus.made["seconds"] > 0
+
+
+def test_room_for_a_training_is_looked_for_before_the_work_on_data(
+    ray_local: None, texts: Path, store: LocalStore, recorder: Any
+) -> None:
+    stages = [*STAGES, "tokenizer", "tokens", "pretrain"]
+    pretrain = {"steps": 1, "learning_rate": 0.1, "workers": 9}
+    large = Recipe.model_validate({**recipe(texts).model_dump(), "pretrain": pretrain})
+    with pytest.raises(UsageError, match="pretrain: 9 workers of 1 CPU each need more than the 2 CPUs here"):
+        run(large, store, recorder, lambda: None, stages)
+    assert list(store.list("artifacts/")) == []
 
 
 def test_a_changed_source_or_setting_makes_another_artifact(

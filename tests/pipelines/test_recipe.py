@@ -126,6 +126,11 @@ pretrain:
             "tokenizer: 512",
             "recipe.yaml:8: tokenizer: a section: write its settings",
         ),
+        (
+            "steps: 20",
+            "steps: 20\npublish: {model: a}",
+            "publish: vLLM serves no heads 16 wide (pretrain.model: ",
+        ),
         ("source: python-packages", "source: s3", "recipe.yaml:7: corpus.sources.1: give it a source: "),
         ("source: python-packages", "name: x", "recipe.yaml:7: corpus.sources.1: give it a source: "),
     ],

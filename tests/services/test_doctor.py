@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
+import threading
 import uuid
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from ingot.services.doctor import Finding, examine
 
@@ -53,7 +55,9 @@ def test_a_store_that_cannot_be_written_is_a_problem(tmp_path: Path, s3: Any) ->
     assert not of(examine("gs://x/y"), "store").well
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:10001", "no-such-host.invalid:6379"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "ray://127.0.0.1:10001", "no-such-host.invalid:6379", "x"]
+)
 def test_a_ray_that_does_not_answer_is_a_problem(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,10 +68,20 @@ def test_a_ray_that_does_not_answer_is_a_problem(
     assert "RAY_ADDRESS" in found.mend
 
 
-def test_a_ray_that_answers_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
-        assert of(examine(str(tmp_path)), "Ray").well
+def test_a_ray_that_answers_is_well(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    assert of(examine(str(tmp_path)), "Ray").well
+
+
+def test_what_answers_must_be_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.server_port}")
+        assert "it is not Ray" in of(examine(str(tmp_path)), "Ray").found
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_command_ends_as_the_machine_is(run_ingot: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ingot.errors import IngotError, UsageError
@@ -64,7 +64,6 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    refuse_too_many(workspace, section)
     # Beside the driver: lost only with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     monitor = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -137,21 +136,21 @@ def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
     )
 
 
-def refuse_too_many(workspace: Workspace, section: Training) -> None:
-    """Raises UsageError where an embedded cluster has too little for the section's workers: it will never
-    grow. On another cluster, which may, says what is waited for."""
+def refuse_too_many(stage: str, section: Training, say: Callable[[str], None]) -> None:
+    """Raises UsageError where an embedded cluster has too little for a stage's workers: it will never grow.
+    On another cluster, which may, says what will be waited for."""
     import ray
 
     there = ray.cluster_resources()
     for name, each in (("CPU", section.cpus_per_worker), ("GPU", section.gpus_per_worker)):
         if section.workers * each <= there.get(name, 0):
             continue
-        has = f"{there.get(name, 0):g} {name}"
-        short = f"{section.workers} workers of {each:g} {name} each need more than the {has}"
-        mend = f"set workers or {name.lower()}s_per_worker lower"
+        has = f"{there.get(name, 0):g} {name}s"
+        short = f"{stage}: {section.workers} workers of {each:g} {name} each need more than the {has}"
+        mend = f"set {stage}.workers or {stage}.{name.lower()}s_per_worker lower"
         if not os.environ.get("RAY_ADDRESS"):
             raise UsageError(f"{short} here; {mend}, or join a cluster by RAY_ADDRESS")
-        workspace.progress.say(f"  {short} of the cluster: waiting for it to grow; if it does not, {mend}")
+        say(f"{short} of the cluster: it will wait for more; if none come, {mend}")
 
 
 def _explained(error: BaseException, section: Training) -> Exception:

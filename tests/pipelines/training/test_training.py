@@ -22,6 +22,7 @@ from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.checkpoint import newest_step
 from ingot.pipelines.training.evaluation import bits_per_byte, held_out_samples, unigram_bits_per_byte
 from ingot.pipelines.training.group import Group
+from ingot.pipelines.training.launch import refuse_too_many
 from ingot.pipelines.training.log import read_log
 from ingot.pipelines.training.loop import Loop, is_worth_repeating
 
@@ -181,8 +182,19 @@ def test_a_refusal_ends_training_at_once_with_its_words(
 def test_more_workers_than_this_machine_has_room_for_are_refused(
     small_training: SmallTraining, recorder: Recorder, ray_local: None
 ) -> None:
-    with pytest.raises(UsageError, match=r"4 workers of 1 CPU each need more than the 2 CPU here"):
-        small_training.train("artifacts/pretrain/too-many", recorder, workers=4)
+    refusal = r"pretrain: 4 workers of 1 CPU each need more than the 2 CPUs here; set pretrain.workers"
+    with pytest.raises(UsageError, match=refusal):
+        refuse_too_many("pretrain", small_training.section(workers=4), recorder.say)
+
+
+def test_a_cluster_that_may_grow_is_waited_for(
+    small_training: SmallTraining, recorder: Recorder, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    refuse_too_many("pretrain", small_training.section(workers=2), recorder.say)
+    assert not recorder.told
+    refuse_too_many("pretrain", small_training.section(workers=2, gpus_per_worker=1), recorder.say)
+    assert "2 workers of 1 GPU each need more than the 0 GPUs of the cluster: it will" in str(recorder.told)
 
 
 def test_only_what_may_pass_is_repeated() -> None:
