@@ -127,8 +127,8 @@ pretrain:
             "recipe.yaml:8: tokenizer: a section: write its settings",
         ),
         (
-            "steps: 20",
-            "steps: 20\npublish: {model: a}",
+            "tokenizer:\n",
+            "publish: {model: a}\ntokenizer:\n",
             "publish: vLLM serves no heads 16 wide (pretrain.model: ",
         ),
         ("source: python-packages", "source: s3", "recipe.yaml:7: corpus.sources.1: give it a source: "),

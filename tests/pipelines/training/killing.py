@@ -26,9 +26,10 @@ def kill(pid: int) -> None:
 
 
 def kill_driver(pid: int) -> None:
-    """SIGKILL to a driver; waits until its Ray has followed it."""
+    """SIGKILL to a driver; waits until its Ray has followed it. (Ray's agents, which run nothing of ours,
+    look for their raylet a minute longer.)"""
     driver = psutil.Process(pid)
-    children = driver.children(recursive=True)
+    children = [each for each in driver.children(recursive=True) if "Agent" not in " ".join(each.cmdline())]
     driver.kill()
     _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive, alive
