@@ -47,7 +47,8 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
         raise IngotError(
             f"sft: {counts['documents_parsed']} Python documents give {conversations.num_rows} conversations "
             f"to train on and {held_out.num_rows} to hold out; {section.batch_conversations} and 1 are "
-            "needed: give the corpus more Python with docstrings, or set sft.batch_conversations lower"
+            "needed: give the corpus more Python (files that end in .py) with docstrings, set "
+            "sft.batch_conversations lower if it is more than 1, or leave sft out"
         )
     files = {"conversations/train.parquet": put_table(store, conversations)}
     encoder = load_tokenizer(tokenizer)

@@ -141,6 +141,8 @@ def _json_lines(source: PythonPackages | Files, path: str, data: bytes) -> Itera
 def _json_record(source: Files, number: int, line: bytes) -> Record:
     try:
         body = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Record(number, bad=f"line {number + 1} is not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         return Record(number, bad=f"line {number + 1} is not JSON in UTF-8: {error}")
     if not isinstance(body, dict):
@@ -166,7 +168,14 @@ def _parquet(source: PythonPackages | Files, data: bytes) -> Iterator[Record]:
 def _fields(source: Files, number: int, body: Mapping[str, Any]) -> Record:
     text = body.get(source.text)
     if not isinstance(text, str):
-        return Record(number, bad=f"record {number} has no text field {source.text!r}")
+        there = (
+            ", ".join(sorted(name for name, value in body.items() if isinstance(value, str))[:9]) or "none"
+        )
+        return Record(
+            number,
+            bad=f"record {number} has no text field {source.text!r}; fields with text: {there}; "
+            "name one with text: below the source",
+        )
     found = body.get(source.url)
     url = found if isinstance(found, str) else None
     if not _is_unicode(text) or not _is_unicode(url or ""):
