@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY, GATE = "artifacts/pretrain/driver-killed", "gates/driver"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_driver_loses_nothing_that_was_committed(
     uninterrupted: Outcome, uninterrupted_key: str, small_training: SmallTraining
