@@ -38,6 +38,8 @@ PEAKS = {
     "A100": 312e12,
 }
 
+PRODUCTS = 20  # of matrices, to find the peak of a device without a data sheet
+
 STATE_BYTES = 16
 """Memory of a parameter in training: its fp32 value, its gradient and AdamW's two moments."""
 
@@ -256,13 +258,13 @@ def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(PRODUCTS):
         synchronize(device)
         started = time.perf_counter()
         matrix @ matrix
         synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best, f"measured: the best of 6 products of {size} x {size} {precision} matrices"
+    return 2 * size**3 / best, f"measured: the best of {PRODUCTS} products of {size} x {size} {precision} matrices"
 
 
 def synchronize(device: torch.device) -> None:
