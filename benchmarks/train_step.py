@@ -264,7 +264,8 @@ def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
         matrix @ matrix
         synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best, f"measured: the best of {PRODUCTS} products of {size} x {size} {precision} matrices"
+    source = f"measured: the best of {PRODUCTS} products of {size} x {size} {precision} matrices"
+    return 2 * size**3 / best, source
 
 
 def synchronize(device: torch.device) -> None:
