@@ -191,7 +191,8 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
         )
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise IngotError(f"{folder}: kubectl kustomize: {done.stderr.strip().removeprefix('error: ')}")
+        logged = re.search('err="(.*)"$', done.stderr.strip())
+        raise IngotError(f"{folder}: kubectl kustomize: {logged[1] if logged else done.stderr.strip()}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [document for document in yaml.load_all(done.stdout, Loader=loader) if document]
 

@@ -27,9 +27,9 @@ def test_the_tree_has_no_faults(linter, crds):
 
 
 FAULTS = {
-    "a misspelt field of a group": (
-        ("base/cluster.yaml", "maxReplicas: 16", "maxReplcas: 16"),
-        f"{CLUSTER}: spec.workerGroupSpecs.0.maxReplcas: KubeRay 1.7.0 has no such field",
+    "a misspelt field of a cluster": (
+        ("base/cluster.yaml", "idleTimeoutSeconds: 120", "idleTimeoutSecond: 120"),
+        f"{CLUSTER}: spec.autoscalerOptions.idleTimeoutSecond: KubeRay 1.7.0 has no such field",
     ),
     "a misspelt field of a pod": (
         ("base/cluster.yaml", "terminationGracePeriodSeconds: 150 #", "terminationGracePeriod: 150 #"),
