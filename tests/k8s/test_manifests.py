@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -232,3 +236,89 @@ def test_parts_of_the_page_are_labels_of_the_documents(documents):
     told = set(re.findall(r"ingot/part=(\w+)", (ROOT / "docs/kubernetes.md").read_text()))
     assert told == {document["metadata"]["labels"]["ingot/part"] for document in documents}
     assert all(document["metadata"]["labels"]["ingot/part"] in told for document in documents)
+
+
+# --- the page's commands, as kubectl takes them
+
+PARTS = {
+    "access": {"Namespace", "ServiceAccount", "NetworkPolicy"},
+    "cluster": {"PodDisruptionBudget", "RayCluster"},
+    "job": {"RayJob"},
+    "serve": {"NetworkPolicy", "PodDisruptionBudget", "RayService"},
+}
+
+
+@pytest.fixture(scope="module")
+def kubernetes():
+    """The address of a server that knows our kinds and has no objects."""
+    kinds = {(d["apiVersion"], d["kind"]) for d in kustomize(ROOT / "k8s/base")}
+    groups = sorted({version.split("/")[0] for version, _ in kinds if "/" in version})
+    of = {group: next(version for version, _ in kinds if version.startswith(f"{group}/")) for group in groups}
+    listed = [{"groupVersion": of[group], "version": of[group].split("/")[1]} for group in groups]
+    answers = {
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {
+            "kind": "APIGroupList",
+            "apiVersion": "v1",
+            "groups": [
+                {"name": group, "versions": [version], "preferredVersion": version}
+                for group, version in zip(groups, listed, strict=True)
+            ],
+        },
+    }
+    for version in {version for version, _ in kinds}:
+        answers[f"/api/{version}" if version == "v1" else f"/apis/{version}"] = {
+            "kind": "APIResourceList",
+            "groupVersion": version,
+            "resources": [
+                {
+                    "name": f"{kind.lower()}s".replace("ys", "ies"),
+                    "namespaced": kind != "Namespace",
+                    "kind": kind,
+                    "verbs": ["get", "create"],
+                }
+                for other, kind in kinds
+                if other == version
+            ],
+        }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers.get(self.path.partition("?")[0])
+            missing = {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "reason": "NotFound",
+                "code": 404,
+            }
+            self.send_response(200 if body else 404)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body or missing).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_applied_by_its_label(kubernetes, tmp_path, part):
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    told = f"kubectl apply -k k8s/overlays/mine -l ingot/part={part}"
+    assert told in page
+    words = told.replace("mine", "cpu").split()
+    words += ["--server", kubernetes, "--dry-run=client", "--validate=false", "--output=json"]
+    env = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    applied = json.loads(done.stdout)
+    items = applied["items"] if applied["kind"] == "List" else [applied]
+    assert {item["kind"] for item in items} == PARTS[part]
