@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: install demo test test-long lint format lock clean
+.PHONY: install demo test test-long lint lint-k8s format lock clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,9 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+lint-k8s: install
+	@$(BIN)/python k8s/lint.py
 
 format: install
 	@$(BIN)/ruff check --fix .

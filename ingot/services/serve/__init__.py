@@ -1,4 +1,5 @@
 """The endpoint: a model version behind an OpenAI-compatible API, on Ray Serve and vLLM.
 
-`endpoint` starts and stops it, `replica` is what Ray Serve runs, `weights` brings the checkpoint to it, `api`
-is what clients see, and `adapter` holds every import from vLLM."""
+`endpoint` starts and stops it, `app` is what a Serve configuration names for the same, `replica` is what Ray
+Serve runs, `weights` brings the checkpoint to it, `api` is what clients see, and `adapter` holds every import
+from vLLM."""

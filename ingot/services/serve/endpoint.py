@@ -53,15 +53,7 @@ def serve_model(
     already, IngotError where the weights are damaged, vLLM is missing or can't load the model."""
     import ray
 
-    served = ServedModel(
-        store=store.uri,
-        checkpoint=version.checkpoint,
-        weights=version.weights,
-        model=version.id,
-        aliases=(version.name,),
-        created=int(version.at),
-        options=options or ServeOptions(),
-    )
+    served = ServedModel.of(store, version, options or ServeOptions())
     joined = ray.is_initialized()
     own = not joined and not os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ingot.pipelines.registry import ModelVersion
+from ingot.pipelines.store import Store
+
 APPLICATION = "ingot"
 
 
 @dataclass(frozen=True)
 class ServeOptions:
     """What may be chosen for an endpoint; nothing of it changes what greedy decoding answers."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     replicas: int = 1
     cpus: int = 1  # of each replica: what Ray reserves, and vLLM's threads where there is no GPU
@@ -39,6 +44,19 @@ class ServedModel:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "aliases": list(self.aliases)}
+
+    @staticmethod
+    def of(store: Store, version: ModelVersion, options: ServeOptions) -> ServedModel:
+        """A version of the registry, served under its own name and its model's."""
+        return ServedModel(
+            store=store.uri,
+            checkpoint=version.checkpoint,
+            weights=version.weights,
+            model=version.id,
+            aliases=(version.name,),
+            created=int(version.at),
+            options=options,
+        )
 
     @staticmethod
     def from_json(body: dict[str, Any]) -> ServedModel:

@@ -1,0 +1,26 @@
+# docker build --file k8s/images/cpu.Dockerfile --tag REGISTRY/ingot:0.1.0-cpu .
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
+
+# vLLM's kernels for CPUs load libnuma; KubeRay before 1.7 asks Ray by wget whether it is well.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends libnuma1 wget \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 1000 --user-group --create-home ingot
+WORKDIR /home/ingot
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+COPY requirements/torch-cpu.txt requirements/cpu.txt requirements/
+RUN pip install --no-deps --requirement requirements/torch-cpu.txt \
+ && pip install --no-deps --requirement requirements/cpu.txt
+
+COPY pyproject.toml README.md LICENSE source/
+COPY ingot source/ingot
+COPY k8s source/k8s
+COPY recipes source/recipes
+RUN pip install --no-deps --no-build-isolation ./source \
+ && mv source/recipes recipes \
+ && rm -rf source \
+ && chown ingot:ingot .
+
+# By number, so that Kubernetes can see that it is not root.
+USER 1000:1000

@@ -1,0 +1,324 @@
+"""What is rendered keeps rules of Kubernetes and KubeRay that no schema holds, and lets nobody else in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ingot.services.kubernetes import kustomize
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = {"RayCluster": "", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+GROUPS = ["head", "data", "train", "serve"]
+
+
+@pytest.fixture(scope="module", params=["base", "overlays/cpu", "overlays/gpu"])
+def documents(request):
+    return kustomize(ROOT / "k8s" / request.param)
+
+
+def of_kind(documents, kind):
+    return [document for document in documents if document["kind"] == kind]
+
+
+def clusters(documents):
+    """(resource, specification of its cluster)"""
+    for kind, field in CLUSTERS.items():
+        [document] = of_kind(documents, kind)
+        yield document, document["spec"][field] if field else document["spec"]
+
+
+def pods(cluster):
+    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def test_there_is_one_description_of_pods_and_each_knows_whose_it_is(documents):
+    texts = set()
+    for document, cluster in clusters(documents):
+        name = document["metadata"]["name"]
+        assert len(name) <= 47
+        assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
+        labels = [pod["metadata"]["labels"] for pod in pods(cluster)]
+        assert [each["ingot/group"] for each in labels] == GROUPS
+        assert {each["ingot/of"] for each in labels} == {name}
+        texts.add(json.dumps(pods(cluster), sort_keys=True).replace(f'"ingot/of": "{name}"', ""))
+    assert len(texts) == 1
+
+
+def test_groups_come_and_go_by_autoscaler_v2_and_every_process_asks_for_the_token(documents):
+    for document, cluster in clusters(documents):
+        assert cluster["enableInTreeAutoscaling"] is True
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "ingot-token"}
+        assert cluster["rayVersion"]  # the operator wants it for the token
+        assert "upgradeStrategy" not in cluster or document["kind"] == "RayCluster"
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        for pod in pods(cluster):
+            assert pod["spec"].get("restartPolicy", "Never") == "Never"  # as autoscaler v2 wants
+        growing = [group["groupName"] for group in cluster["workerGroupSpecs"] if group["maxReplicas"]]
+        own = {"RayCluster": ["data", "train", "serve"], "RayJob": ["data", "train"], "RayService": ["serve"]}
+        assert growing == own[document["kind"]]  # where two groups would do, the autoscaler takes either
+        assert all(group["minReplicas"] == 0 for group in cluster["workerGroupSpecs"])
+
+
+def test_pods_keep_the_restricted_standard_and_have_time_to_leave(documents):
+    [namespace] = of_kind(documents, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for _, cluster in clusters(documents):
+        _restricted(cluster["autoscalerOptions"]["securityContext"])
+        for pod in pods(cluster):
+            spec = pod["spec"]
+            security = spec["securityContext"]
+            assert security["runAsNonRoot"] is True
+            assert security["runAsUser"] == 1000
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert not any(spec.get(field) for field in ("hostNetwork", "hostPID", "hostIPC"))
+            assert {kind for volume in spec["volumes"] for kind in volume} <= {
+                "name",
+                "emptyDir",
+                "configMap",
+            }
+            assert spec["containers"][0]["name"] == "ray"  # the operator takes the first for Ray's
+            for container in spec["containers"]:
+                _restricted(container["securityContext"])
+                resources = container["resources"]
+                assert resources["requests"] == resources["limits"]
+            env = {variable["name"]: variable.get("value") for variable in spec["containers"][0]["env"]}
+            drain = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert spec["terminationGracePeriodSeconds"] >= drain + 30
+
+
+def _restricted(security):
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert not security.get("privileged")
+
+
+def test_only_the_head_may_talk_to_kubernetes(documents):
+    accounts = {each["metadata"]["name"]: each for each in of_kind(documents, "ServiceAccount")}
+    for _, cluster in clusters(documents):
+        head, *workers = [pod["spec"] for pod in pods(cluster)]
+        assert accounts[head["serviceAccountName"]]["automountServiceAccountToken"] is True
+        for worker in workers:
+            assert worker["serviceAccountName"] != head["serviceAccountName"]
+            assert accounts[worker["serviceAccountName"]]["automountServiceAccountToken"] is False
+            assert worker["automountServiceAccountToken"] is False
+
+
+def test_no_document_holds_a_secret_and_credentials_come_by_reference(documents):
+    assert not of_kind(documents, "Secret")
+    for _, cluster in clusters(documents):
+        for pod in pods(cluster):
+            env = {variable["name"]: variable for variable in pod["spec"]["containers"][0]["env"]}
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                assert list(env[name]["valueFrom"]) == ["secretKeyRef"]
+                assert "value" not in env[name]
+    for job in of_kind(documents, "RayJob"):
+        assert "runtimeEnvYAML" not in job["spec"]  # any client of the Jobs API may read it
+
+
+def test_disruption_budgets_count_pods_by_our_labels(documents):
+    budgets = of_kind(documents, "PodDisruptionBudget")
+    assert len(budgets) == 3
+    labelled = [pod["metadata"]["labels"] for _, cluster in clusters(documents) for pod in pods(cluster)]
+    for budget in budgets:
+        assert isinstance(budget["spec"]["minAvailable"], int)  # all that works for pods of other owners
+        assert "maxUnavailable" not in budget["spec"]
+        wanted = budget["spec"]["selector"]["matchLabels"]
+        assert any(wanted.items() <= labels.items() for labels in labelled), wanted
+
+
+# --- who reaches whom
+
+OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+CLIENT = {"ingot/client": "true"}
+STRANGER = {"app": "stranger"}
+
+
+def pod_of(group, of="ingot-serve"):
+    return {"ingot/group": group, "ingot/of": of}
+
+
+def selected(selector, labels):
+    kept = {"In": lambda value, values: value in values}
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        kept[each["operator"]](labels.get(each["key"]), each["values"])
+        for each in selector.get("matchExpressions", [])
+    )
+
+
+def admits(documents, direction, own, other, port, other_is_outside):
+    """Whether the policies of a pod with the labels `own` let `other` through. Policies add up."""
+    applying = [
+        policy["spec"]
+        for policy in of_kind(documents, "NetworkPolicy")
+        if direction in policy["spec"]["policyTypes"] and selected(policy["spec"]["podSelector"], own)
+    ]
+    assert applying, "a pod that no policy applies to reaches everything"
+    peers = "from" if direction == "Ingress" else "to"
+    for spec in applying:
+        for rule in spec.get(direction.lower(), []):
+            if "ports" in rule and port not in [each["port"] for each in rule["ports"]]:
+                continue
+            for peer in rule[peers]:
+                near = "namespaceSelector" in peer or not other_is_outside
+                if "podSelector" in peer and near and selected(peer["podSelector"], other):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("port", [8265, 6379, 10001, 8000, 22222])
+@pytest.mark.parametrize("group", GROUPS)
+def test_who_reaches_a_pod_from_outside(documents, group, port):
+    def reach(labels):
+        return admits(documents, "Ingress", pod_of(group), labels, port, other_is_outside=True)
+
+    assert reach(OPERATOR) == (port in (8265, 8000))
+    assert reach(CLIENT) == (port == 8000)
+    assert not reach(STRANGER)
+    assert not reach(pod_of("head"))  # the same labels in another namespace
+
+
+def test_pods_of_ray_reach_each_other_and_strangers_in_the_namespace_do_not(documents):
+    for group in GROUPS:
+        for other in GROUPS:
+            for direction in ("Ingress", "Egress"):
+                assert admits(documents, direction, pod_of(group), pod_of(other), 22222, False)
+        assert not admits(documents, "Ingress", pod_of(group), STRANGER, 8265, False)
+        assert not admits(documents, "Ingress", pod_of(group, of="ingot-run"), CLIENT, 8000, True)
+        assert not admits(documents, "Egress", pod_of(group), STRANGER, 443, False)
+
+
+def test_nothing_outside_is_reached_but_the_store_and_kubernetes(documents):
+    for policy in of_kind(documents, "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            for block in (peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer):
+                assert block["except"] == ["169.254.0.0/16"]  # the machine's metadata, with its credentials
+                assert {each["port"] for each in rule["ports"]} <= {443, 6443, 9000}
+    [everything] = [p for p in of_kind(documents, "NetworkPolicy") if p["metadata"]["name"] == "deny-all"]
+    assert everything["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+# --- images
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_an_image_is_pinned_and_nobodys_root(kind):
+    lines = (ROOT / f"k8s/images/{kind}.Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", words[0][1])
+    assert words[-1] == ["USER", "1000:1000"]
+    for _, *sources, _ in (line for line in words if line[0] == "COPY"):
+        assert all((ROOT / source).exists() for source in sources)
+    installs = re.findall(r"pip install[^&]*", "\n".join(lines))
+    assert all("--no-deps" in install for install in installs)
+    assert any(f"requirements/{kind}.txt" in install for install in installs)
+
+
+def test_an_overlay_names_the_image_that_its_file_makes():
+    from ingot import __version__
+
+    for kind in ("cpu", "gpu"):
+        overlay = yaml.safe_load((ROOT / f"k8s/overlays/{kind}/kustomization.yaml").read_text())
+        assert overlay["images"] == [{"name": "ingot", "newTag": f"{__version__}-{kind}"}]
+        assert f"ingot:{__version__}-{kind}" in (ROOT / f"k8s/images/{kind}.Dockerfile").read_text()
+
+
+def test_parts_of_the_page_are_labels_of_the_documents(documents):
+    told = set(re.findall(r"ingot/part=(\w+)", (ROOT / "docs/kubernetes.md").read_text()))
+    assert told == {document["metadata"]["labels"]["ingot/part"] for document in documents}
+    assert all(document["metadata"]["labels"]["ingot/part"] in told for document in documents)
+
+
+# --- the page's commands, as kubectl takes them
+
+PARTS = {
+    "access": {"Namespace", "ServiceAccount", "NetworkPolicy"},
+    "cluster": {"PodDisruptionBudget", "RayCluster"},
+    "job": {"RayJob"},
+    "serve": {"NetworkPolicy", "PodDisruptionBudget", "RayService"},
+}
+
+
+@pytest.fixture(scope="module")
+def kubernetes():
+    """The address of a server that knows our kinds and has no objects."""
+    kinds = {(d["apiVersion"], d["kind"]) for d in kustomize(ROOT / "k8s/base")}
+    groups = sorted({version.split("/")[0] for version, _ in kinds if "/" in version})
+    of = {group: next(version for version, _ in kinds if version.startswith(f"{group}/")) for group in groups}
+    listed = [{"groupVersion": of[group], "version": of[group].split("/")[1]} for group in groups]
+    answers = {
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/apis": {
+            "kind": "APIGroupList",
+            "apiVersion": "v1",
+            "groups": [
+                {"name": group, "versions": [version], "preferredVersion": version}
+                for group, version in zip(groups, listed, strict=True)
+            ],
+        },
+    }
+    for version in {version for version, _ in kinds}:
+        answers[f"/api/{version}" if version == "v1" else f"/apis/{version}"] = {
+            "kind": "APIResourceList",
+            "groupVersion": version,
+            "resources": [
+                {
+                    "name": f"{kind.lower()}s".replace("ys", "ies"),
+                    "namespaced": kind != "Namespace",
+                    "kind": kind,
+                    "verbs": ["get", "create"],
+                }
+                for other, kind in kinds
+                if other == version
+            ],
+        }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers.get(self.path.partition("?")[0])
+            missing = {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "reason": "NotFound",
+                "code": 404,
+            }
+            self.send_response(200 if body else 404)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body or missing).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_applied_by_its_label(kubernetes, tmp_path, part):
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    told = f"kubectl apply -k k8s/overlays/mine -l ingot/part={part}"
+    assert told in page
+    words = told.replace("mine", "cpu").split()
+    words += ["--server", kubernetes, "--dry-run=client", "--validate=false", "--output=json"]
+    env = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    applied = json.loads(done.stdout)
+    items = applied["items"] if applied["kind"] == "List" else [applied]
+    assert {item["kind"] for item in items} == PARTS[part]
