@@ -2,10 +2,12 @@
 
 A wheel is a zip archive; as the job's working folder it is unpacked on every node and comes first in the
 import path there. So nothing is installed and nothing downloaded: the cluster must have what Ingot needs
-(Ray, torch, …), and needs no Ingot."""
+(Ray, torch, …), and needs no Ingot. The same wheel and recipe are the same bytes, which a cluster takes and
+unpacks once; what Numba compiles is kept beside them."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +30,7 @@ def package(recipe: Path, folder: Path) -> Path:
     wheel = _built(folder) if in_checkout else _gathered(folder)
     archive = wheel.rename(folder / "ingot.zip")  # Ray takes no .whl for a working folder
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as file:
-        file.write(recipe, RECIPE)
+        file.writestr(_entry(RECIPE), recipe.read_bytes())
     return archive
 
 
@@ -46,6 +48,7 @@ def _built(folder: Path) -> Path:
         subprocess.run(
             [sys.executable, "-c", _BUILD, str(folder)],
             cwd=source,
+            env={**os.environ, "SOURCE_DATE_EPOCH": "315532800"},  # 1980, when zip's time begins
             capture_output=True,
             text=True,
             check=True,
@@ -64,8 +67,16 @@ def _gathered(folder: Path) -> Path:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as file:
         for path in installed.files or []:
             if _is_of_wheel(path):
-                file.write(str(installed.locate_file(path)), str(path))
+                file.writestr(_entry(str(path)), path.read_binary())
     return wheel
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """An entry that does not tell when it was made."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    return entry
 
 
 def _is_of_wheel(path: PackagePath) -> bool:
