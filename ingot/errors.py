@@ -7,6 +7,12 @@ class IngotError(Exception):
     exit_code = 1
 
 
+class Interrupted(IngotError):
+    """The person went away, and what it says goes on without them; the command ends with exit code 130."""
+
+    exit_code = 130
+
+
 class UsageError(IngotError):
     """A wrong recipe or option; the command ends with exit code 2."""
 

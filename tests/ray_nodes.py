@@ -1,5 +1,5 @@
-"""A Ray cluster of several nodes on this machine: a head without CPUs and raylets, each with a working
-folder of its own, all behind a token."""
+"""Ray clusters on this machine, behind a token: several nodes (a head without CPUs and raylets), each with a
+working folder of its own; or a head alone, with the dashboard that jobs are submitted to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,53 @@ def ray_nodes(folder: Path, raylets: int, cpus: int) -> Iterator[Nodes]:
         yield nodes
     finally:
         nodes.stop()
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head with a dashboard. `env` lets a process talk to it; `address` is the dashboard's."""
+
+    address: str
+    env: dict[str, str]
+    temporary: Path  # below which Ray keeps its logs
+
+    def log(self, name: str) -> Path:
+        return self.temporary / "session_latest" / "logs" / name
+
+
+@contextmanager
+def ray_head(folder: Path, cpus: int, env: Mapping[str, str]) -> Iterator[Head]:
+    """Starts a head whose processes have `env` and this test's environment, with this Python as `python` and
+    without its import path."""
+    port, dashboard = free_port(), free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    binaries = Path(sys.executable).parent
+    whole = {**os.environ, **env, **token, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    whole.pop("PYTHONPATH", None)
+    temporary = Path(f"/tmp/rh{os.getpid()}")  # Ray's sockets need a short path
+    options = [
+        *("--head", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={temporary}"),
+        *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"),
+        *("--object-store-memory=100000000", "--disable-usage-stats", "--block"),
+    ]
+    log = folder / "head.log"
+    with open(log, "wb") as output:
+        head = subprocess.Popen(
+            [str(binaries / "ray"), "start", *options],
+            cwd=folder,
+            env=whole,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_started(head, log)
+        yield Head(f"http://127.0.0.1:{dashboard}", token, temporary)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _wait_until_started(node: subprocess.Popen[bytes], log: Path) -> None:

@@ -82,7 +82,8 @@ def run_stages(
     connect: Callable[[], object],
 ) -> dict[str, Made]:
     """Runs every stage that is not committed yet, in order; what is committed is found by its fingerprint.
-    `connect` joins the cluster; it is called before work begins, and never where all is committed."""
+    `connect` joins the cluster; it is called before work begins, and never where all is committed. Raises
+    Fenced once a higher attempt of the run has begun."""
     made: dict[str, Made] = {}
 
     joined: list[str] = []  # by the first stage that is not committed
@@ -100,8 +101,9 @@ def run_stages(
         progress.begin_stage(stage)
         began = time.time()
         try:
+            attempt.refuse_if_fenced()
             artifact, skipped = run_stage(
-                recipe, store, progress, stage, section, inputs, partial(join, stage)
+                recipe, store, progress, stage, section, inputs, partial(join, stage), attempt
             )
         except BaseException as error:
             with suppress(StoreError):  # the store may be what failed
@@ -131,8 +133,9 @@ def run_stage(
     section: Section,
     inputs: Mapping[str, Artifact],
     connect: Callable[[], object],
+    attempt: Attempt | None = None,
 ) -> tuple[Artifact, bool]:
-    """The stage's artifact, and whether it was there already."""
+    """The stage's artifact, and whether it was there already. `attempt` is on whose behalf."""
     module = import_module(f"ingot.pipelines.{stage}")
     inventory = module.inventory(section, store) if hasattr(module, "inventory") else None
     identity = {
@@ -151,8 +154,9 @@ def run_stage(
         return committed, True
     connect()
     began = time.time()
-    workspace = Workspace(store, key, progress, recipe.workers, recipe.name)
+    workspace = Workspace(store, key, progress, recipe.workers, recipe.name, attempt)
     outcome = module.run(workspace, section, inputs if inventory is None else inventory)
+    workspace.refuse_if_fenced()
     provenance = {
         "seconds": time.time() - began,
         "run": recipe.name,

@@ -20,6 +20,7 @@ def run(workspace: Workspace, section: Publish, inputs: Mapping[str, Artifact]) 
     from ingot.pipelines.pipeline import Outcome
 
     checkpoint, evaluation = inputs["checkpoint"], inputs["evaluate"]
+    workspace.refuse_if_fenced()
     version = publish(workspace.store, section.model, checkpoint, evaluation, workspace.run_name)
     card = {"model": version.name, "version": version.version, "weights": version.weights}
     return Outcome({"model.json": put_json(workspace.store, card)}, card)

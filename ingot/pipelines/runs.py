@@ -1,7 +1,12 @@
 """Runs: a name, its attempts, and what became of every stage of each.
 
 `runs/<name>/<attempt>/run.json` holds the recipe, the environment and the state of the code; beside it
-`<stage>.begun.json` and, at its end, `<stage>.json`. All are created once: a killed attempt simply ends."""
+`<stage>.begun.json` and, at its end, `<stage>.json`. All are created once: a killed attempt simply ends.
+
+A higher attempt fences a lower one off: before each commit an attempt looks for one, and stops where there
+is. So a driver that was taken for dead, and was only held, does no harm when it goes on. Between that look
+and the commit lies one request; what slips through it are the bytes that the stage's fingerprint asks for,
+whoever makes them."""
 
 from __future__ import annotations
 
@@ -11,14 +16,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ingot
-from ingot.errors import UsageError
+from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.recipe import Recipe
 from ingot.pipelines.store import ObjectMissing, Store
@@ -26,12 +30,31 @@ from ingot.pipelines.store import ObjectMissing, Store
 PACKAGES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
+class Fenced(IngotError):
+    """A higher attempt of the run has begun: this one commits nothing more."""
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """One call of `ingot run`, as the store records it."""
+    """One call of `ingot run`, as the store records it. It may be named anew wherever the store is, as by
+    the workers of a training."""
 
     store: Store
-    key: str
+    run: str
+    number: int
+
+    @property
+    def key(self) -> str:
+        return f"runs/{self.run}/{self.number:06d}"
+
+    def refuse_if_fenced(self) -> None:
+        """Raises Fenced where a higher attempt of the same run has begun. For before each commit."""
+        newest = max(attempts_of(self.store, self.run), default=0)
+        if newest > self.number:
+            raise Fenced(
+                f"run {self.run}: attempt {newest} has begun, so attempt {self.number} stops and commits "
+                f"nothing more; see: ingot runs show {self.run} --store {self.store.uri}"
+            )
 
     def begin(self, stage: str) -> None:
         self._record(f"{stage}.begun", {"at": time.time()})
@@ -57,8 +80,9 @@ class Attempt:
         self.store.create(f"{self.key}/{name}.json", json.dumps(body).encode())
 
 
-def begin_attempt(store: Store, recipe: Recipe, stages: list[str]) -> Attempt:
-    """Creates the run's next attempt; two calls at once get different numbers."""
+def begin_attempt(store: Store, recipe: Recipe, stages: list[str], number: int | None = None) -> Attempt:
+    """Creates the run's next attempt; two calls at once get different numbers. Or creates the one of this
+    number: raises IngotError where it, or a higher one, has begun already."""
     body = {
         "run": recipe.name,
         "at": time.time(),
@@ -70,10 +94,23 @@ def begin_attempt(store: Store, recipe: Recipe, stages: list[str]) -> Attempt:
         "python": sys.version.split()[0],
         "packages": {"ingot": ingot.__version__, **{name: version(name) for name in PACKAGES}},
     }
-    number = max(_attempts(store, recipe.name), default=0) + 1
-    while not store.create(f"{_key(recipe.name, number)}/run.json", json.dumps(body).encode()):
-        number += 1
-    return Attempt(store, _key(recipe.name, number))
+    given = number is not None
+    attempt = Attempt(store, recipe.name, number or max(attempts_of(store, recipe.name), default=0) + 1)
+    if given:
+        attempt.refuse_if_fenced()
+    while not store.create(f"{attempt.key}/run.json", json.dumps(body).encode()):
+        if given:
+            raise IngotError(
+                f"run {attempt.run}: attempt {attempt.number} has begun elsewhere; submit the run again to "
+                "begin the next"
+            )
+        attempt = replace(attempt, number=attempt.number + 1)
+    return attempt
+
+
+def attempts_of(store: Store, run: str) -> list[int]:
+    """The numbers of the run's attempts."""
+    return [int(key.split("/")[2]) for key in store.list(f"runs/{run}/") if key.endswith("/run.json")]
 
 
 def list_runs(store: Store) -> list[str]:
@@ -84,11 +121,11 @@ def list_runs(store: Store) -> list[str]:
 def show_run(store: Store, name: str) -> dict[str, Any]:
     """The run's last attempt: `{"run", "store", "stages": [{"stage", "fingerprint", "digest", "status",
     "seconds", "metrics"}…]}`. `seconds` is what the call that committed the artifact took."""
-    numbers = list(_attempts(store, name))
+    numbers = attempts_of(store, name)
     if not numbers:
         there = list_runs(store)
         raise UsageError(f"store {store.uri}: no run {name!r}; there are: {', '.join(there) or 'none'}")
-    key = _key(name, max(numbers))
+    key = Attempt(store, name, max(numbers)).key
     run = json.loads(store.read(f"{key}/run.json"))
     stages = [_show_stage(store, key, stage) for stage in run["stages"]]
     return {
@@ -138,13 +175,3 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _key(name: str, number: int) -> str:
-    return f"runs/{name}/{number:06d}"
-
-
-def _attempts(store: Store, name: str) -> Iterator[int]:
-    for key in store.list(f"runs/{name}/"):
-        if key.endswith("/run.json"):
-            yield int(key.split("/")[2])

@@ -23,11 +23,13 @@ from typing import Any, Protocol
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Damaged
 from ingot.pipelines.cluster import chatter_aside, home_of, refuse_elsewhere
+from ingot.pipelines.runs import Attempt
 from ingot.pipelines.store import Store, open_store
 
 # Of a task whose worker or node died. Ray Data's own default is to repeat for ever: a unit that always
 # kills its worker (too little memory, a crash in a library) would never end.
 RETRIES = 8
+FENCE_SECONDS = 10  # between two looks for a higher attempt while units are done
 
 
 class TaskFailed(Exception):
@@ -84,6 +86,12 @@ class Workspace:
     progress: Progress
     workers: int | None = None  # tasks at once
     run_name: str = ""
+    attempt: Attempt | None = None  # of the run
+
+    def refuse_if_fenced(self) -> None:
+        """Raises Fenced where a higher attempt of the run has begun. For before each commit."""
+        if self.attempt:
+            self.attempt.refuse_if_fenced()
 
     def run(
         self,
@@ -106,6 +114,8 @@ class Workspace:
             records = {name: json.loads(body) for name, body in zip(sorted(done), earlier, strict=True)}
         todo = [unit for unit in units if unit.name not in done]
         if todo:
+            # The driver looks, not each task: a unit's record is the same whoever's task creates it.
+            self.refuse_if_fenced()
             self._run_tasks(prefix, todo, work, records)
         return [records[unit.name] for unit in units]
 
@@ -147,9 +157,13 @@ class Workspace:
                 )
         try:
             with chatter_aside() if isinstance(work, Actors) else nullcontext():
+                looked = time.monotonic()
                 for row in dataset.iter_rows():
                     records[row["name"]] = _record_of(row)
                     self.progress.advance(1)
+                    if time.monotonic() - looked > FENCE_SECONDS:
+                        self.refuse_if_fenced()
+                        looked = time.monotonic()
         except (WorkerCrashedError, OutOfMemoryError, ActorDiedError) as error:
             raise IngotError(
                 f"{prefix}: the worker of a unit died {RETRIES + 1} times; its last words are in the newest "

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ingot import __version__
-from ingot.errors import IngotError
+from ingot.errors import IngotError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ingot.pipelines.store import Store
+    from ingot.services.jobs.api import Job, Jobs
 
 app = typer.Typer(
     name="ingot",
@@ -27,8 +28,10 @@ app = typer.Typer(
 )
 runs = typer.Typer(help="What happened: the runs in a store.", no_args_is_help=True)
 models = typer.Typer(help="The registry of models.", no_args_is_help=True)
+jobs = typer.Typer(help="Runs on a cluster: what ingot submit sent there.", no_args_is_help=True)
 app.add_typer(runs, name="runs")
 app.add_typer(models, name="models")
+app.add_typer(jobs, name="jobs")
 
 DEFAULT_STORE = ".ingot/store"
 StoreOption = Annotated[
@@ -36,6 +39,25 @@ StoreOption = Annotated[
     typer.Option("--store", envvar="INGOT_STORE", help="A folder, or s3://bucket/prefix.", metavar="URI"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe, for example recipes/tiny.yaml.")]
+RunStoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="INGOT_STORE",
+        help="A folder, or s3://bucket/prefix, instead of the recipe's.",
+        metavar="URI",
+    ),
+]
+NameOption = Annotated[str | None, typer.Option(help="The run's name instead of the recipe's.")]
+UntilOption = Annotated[str | None, typer.Option(help="The last stage to run.", metavar="STAGE")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Another value for a setting.", metavar="A.B=C")
+]
+ToOption = Annotated[
+    str, typer.Option("--to", help="The cluster's dashboard, http://HOST:8265.", metavar="ADDRESS")
+]
+JobArgument = Annotated[str, typer.Argument(help="RUN-ATTEMPT, or RUN for its newest attempt there.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,28 +69,149 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, for example recipes/tiny.yaml.")],
-    store: Annotated[
-        str | None,
+    recipe: RecipeArgument,
+    store: RunStoreOption = None,
+    name: NameOption = None,
+    until: UntilOption = None,
+    setting: SetOption = None,
+    attempt: Annotated[
+        int | None,
         typer.Option(
-            envvar="INGOT_STORE",
-            help="A folder, or s3://bucket/prefix, instead of the recipe's.",
-            metavar="URI",
+            min=1,
+            hidden=True,
+            help="The attempt's number, as ingot submit gives it; its output is kept in the store.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name instead of the recipe's.")] = None,
-    until: Annotated[str | None, typer.Option(help="The last stage to run.", metavar="STAGE")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value for a setting.", metavar="A.B=C")
-    ] = None,
 ) -> None:
-    """Run every stage of RECIPE that is not committed yet, here or on RAY_ADDRESS. Again: goes on."""
+    """Run every stage of RECIPE that is not committed yet, here or on RAY_ADDRESS. Again: goes on.
+
+    Each call is an attempt at the run. An attempt stops before its next commit once a later one has begun."""
     from ingot.services.running import run_recipe
 
-    # JSON's strings are YAML's, so that a run may be named 2024 and a folder "on"
-    given = {key: value for key, value in (("name", name), ("store", store)) if value is not None}
-    settings = [*(setting or []), *(f"{key}={json.dumps(value)}" for key, value in given.items())]
-    run_recipe(recipe, settings, until)
+    run_recipe(recipe, _settings(setting, name, store), until, attempt)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="A dashboard, http://HOST:8265, or kubernetes.", metavar="ADDRESS"),
+    ],
+    store: RunStoreOption = None,
+    name: NameOption = None,
+    until: UntilOption = None,
+    setting: SetOption = None,
+    wait: Annotated[bool, typer.Option(help="Show what the job prints until it has ended.")] = True,
+    render: Annotated[
+        bool, typer.Option("--render", help="For kubernetes: print the RayJob, and create nothing.")
+    ] = False,
+    image: Annotated[str | None, typer.Option(help="For kubernetes: the pods' image.")] = None,
+    overlay: Annotated[
+        str, typer.Option(help="For kubernetes: one of k8s/overlays, or a folder like them.")
+    ] = "cpu",
+    context: Annotated[str | None, typer.Option(help="For kubernetes: the kubeconfig's context.")] = None,
+) -> None:
+    """Run RECIPE on the cluster whose dashboard is at ADDRESS, as the job RUN-ATTEMPT; or on kubernetes, as a
+    RayJob with a cluster of its own.
+
+    While an attempt at the run is under way there, this attaches to it; else the next attempt begins, and
+    goes on from what is committed in the store. An interrupt ends the watching, not the job.
+
+    Sent are this Ingot's wheel and the recipe, and nothing of this folder or environment. The cluster's nodes
+    must have what Ingot needs installed (the pinned requirements; no Ingot, and no internet), and the store's
+    credentials in their own environment. The store must be one that the cluster sees and that can be read
+    from here. The token is taken from RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token."""
+    if to == "kubernetes":
+        from ingot.services import kubernetes
+
+        if render:
+            text = kubernetes.render(
+                recipe, name, store, image, overlay=overlay, settings=setting or [], until=until
+            )
+            return typer.echo(text, nl=False)
+        sent = kubernetes.apply(
+            recipe, name, store, image, context=context, overlay=overlay, settings=setting or [], until=until
+        )
+        state = "created" if sent.created else "under way already"
+        return typer.echo(
+            f"RayJob {sent.name} {state}; see: kubectl get rayjob {sent.name} --namespace {sent.namespace}"
+        )
+    if render:
+        raise UsageError("--render prints a RayJob: use it with --to kubernetes")
+    from ingot.services.jobs.submit import submit as send
+
+    jobs, job, new = send(recipe, _settings(setting, name, store), until, to)
+    typer.echo(f"{job.id} submitted to {to}" if new else f"{job.id} is under way at {to}: attached to it")
+    if not wait:
+        return typer.echo(f"follow it with: ingot jobs logs {job.id} --to {to}")
+    ended = _follow(jobs, job)
+    if ended.status != "SUCCEEDED":
+        raise IngotError(f"{job.id} {_ENDS[ended.status]}; submit again to go on from what is committed")
+    return None
+
+
+@jobs.command("list")
+def jobs_list(to: ToOption, as_json: JsonOption = False) -> None:
+    """List the submitted attempts that the cluster knows of, the newest last."""
+    from rich.console import Console
+
+    from ingot.services.jobs.api import Jobs
+
+    cluster = Jobs(to)
+    listed = cluster.list()
+    if as_json:
+        return _print_json({"to": cluster.to, "jobs": [vars(job) for job in listed]})
+    rows = [
+        (job.id, job.status.lower(), _when(job.begun) if job.begun else "", _took(job), job.store)
+        for job in listed
+    ]
+    return Console().print(
+        _table(["job", "state", "begun", "took", "store"], rows) if rows else f"{cluster.to}: no jobs"
+    )
+
+
+@jobs.command("logs")
+def jobs_logs(
+    job: JobArgument,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="The cluster's dashboard, http://HOST:8265.", metavar="ADDRESS"),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Read what the store keeps instead of asking a cluster.", metavar="URI"),
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Go on until the job has ended.")] = True,
+) -> None:
+    """Show what a job prints, as it prints it; or, with --store, what is kept of it."""
+    if (to is None) == (store is None):
+        raise UsageError(
+            "jobs logs: name the cluster with --to, or the store that keeps the output with --store"
+        )
+    if store is not None:
+        from ingot.services.jobs.output import kept_output
+
+        return typer.echo(kept_output(_existing(store), job), nl=False)
+    from ingot.services.jobs.api import Jobs
+
+    cluster = Jobs(to or "")
+    found = cluster.find(job)
+    if not follow:
+        return typer.echo(cluster.output(found), nl=False)
+    ended = _follow(cluster, found)
+    return typer.echo(f"{ended.id} {_ENDS[ended.status]}", err=True)
+
+
+@jobs.command("stop")
+def jobs_stop(job: JobArgument, to: ToOption) -> None:
+    """Stop a job and wait until it has ended. Submitted again, the run goes on from what is committed."""
+    from ingot.services.jobs.api import Jobs
+
+    cluster = Jobs(to)
+    found = cluster.find(job)
+    ended = found if found.ended else cluster.stop(found)
+    typer.echo(f"{ended.id} {_ENDS[ended.status]}{' already' if found.ended else ''}")
 
 
 @runs.command("list")
@@ -171,6 +314,9 @@ def main() -> None:
         if leave.code == 130:
             typer.echo("interrupted; the same command goes on from what is committed", err=True)
         raise
+    except Interrupted as interrupted:
+        typer.echo(f"\n{interrupted}", err=True)
+        sys.exit(interrupted.exit_code)
     except IngotError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -201,9 +347,31 @@ def _show_unforeseen(error: Exception) -> None:
     typer.echo(f"error: {type(first).__name__}: {said}{where}; all of it: {log}", err=True)
 
 
+_ENDS = {"SUCCEEDED": "is done", "FAILED": "failed", "STOPPED": "was stopped"}
+
+
+def _follow(jobs: Jobs, job: Job) -> Job:
+    """Shows the job's output until it has ended; an interrupt leaves it running."""
+
+    def show(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    try:
+        return jobs.follow(job, show)
+    except KeyboardInterrupt:
+        follow = f"ingot jobs logs {job.id} --to {jobs.to}"
+        raise Interrupted(f"{job.id} goes on; follow it with: {follow}") from None
+
+
+def _settings(setting: list[str] | None, name: str | None, store: str | None) -> list[str]:
+    """What the options lay over the recipe. JSON's strings are YAML's, so that a run may be named 2024 and a
+    folder "on"."""
+    given = {key: value for key, value in (("name", name), ("store", store)) if value is not None}
+    return [*(setting or []), *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+
+
 def _existing(uri: str) -> Store:
     """The store, refused where it holds nothing yet: a mistyped --store should not look like an empty one."""
-    from ingot.errors import UsageError
     from ingot.pipelines.store import open_store
 
     store = open_store(uri)
@@ -234,6 +402,12 @@ def _state(run: dict[str, Any]) -> str:
         if stage["status"] not in ("committed", "skipped"):
             return f"{stage['stage']} {stage['status']}"
     return "done"
+
+
+def _took(job: Job) -> str:
+    from datetime import timedelta
+
+    return str(timedelta(seconds=round(job.ended_at - job.begun))) if job.begun and job.ended_at else ""
 
 
 def _when(at: float) -> str:

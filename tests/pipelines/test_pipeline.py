@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines import corpus as corpus_stage
 from ingot.pipelines.pipeline import Made, run_stages
 from ingot.pipelines.recipe import Recipe
-from ingot.pipelines.runs import begin_attempt, show_run
+from ingot.pipelines.runs import Fenced, begin_attempt, show_run
 from ingot.pipelines.store import LocalStore
 
 STAGES = ["corpus", "dedup"]
@@ -82,6 +83,30 @@ def test_room_for_a_training_is_looked_for_before_the_work_on_data(
     with pytest.raises(UsageError, match="pretrain: 9 workers of 1 CPU each need more than the 2 CPUs here"):
         run(large, store, recorder, lambda: None, stages)
     assert list(store.list("artifacts/")) == []
+
+
+def test_an_attempt_that_is_fenced_off_commits_nothing(
+    ray_local: None, texts: Path, store: LocalStore, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt begins while a stage is at work: what that made stays, its manifest is not written."""
+    first = begin_attempt(store, recipe(texts), STAGES)
+    read = corpus_stage.run
+
+    def run_while_another_begins(*words: Any) -> Any:
+        outcome = read(*words)
+        begin_attempt(store, recipe(texts), STAGES)
+        return outcome
+
+    monkeypatch.setattr(corpus_stage, "run", run_while_another_begins)
+    fenced = "run run: attempt 2 has begun, so attempt 1 stops and commits nothing more"
+    for _ in range(2):  # the second time before any work
+        with pytest.raises(Fenced, match=fenced):
+            run_stages(recipe(texts), store, first, recorder, STAGES, lambda: None)
+    assert not [key for key in store.list("artifacts/") if key.endswith("/manifest.json")]
+    assert [told for told in recorder.told if told[0] == "step"] == [("step", "read", 1)]
+    monkeypatch.undo()
+    made = run(recipe(texts), store, recorder, lambda: None, STAGES)
+    assert not any(each.skipped for each in made.values())
 
 
 def test_a_changed_source_or_setting_makes_another_artifact(

@@ -11,7 +11,7 @@ import pytest
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact, commit, put_file
 from ingot.pipelines.recipe import Recipe
-from ingot.pipelines.runs import begin_attempt, list_runs, show_run
+from ingot.pipelines.runs import Fenced, attempts_of, begin_attempt, list_runs, show_run
 from ingot.pipelines.store import LocalStore
 
 STAGES = ["corpus", "dedup", "tokenizer"]
@@ -48,6 +48,26 @@ def test_attempts_that_begin_at_once_get_different_numbers(store: LocalStore) ->
     with ThreadPoolExecutor(8) as pool:
         attempts = list(pool.map(lambda _: begin_attempt(store, recipe("a"), STAGES), range(8)))
     assert sorted(attempt.key for attempt in attempts) == [f"runs/a/{number:06d}" for number in range(1, 9)]
+
+
+def test_a_given_number_is_begun_once(store: LocalStore) -> None:
+    assert begin_attempt(store, recipe("a"), STAGES, 3).key == "runs/a/000003"
+    with pytest.raises(IngotError, match="attempt 3 has begun elsewhere; submit the run again"):
+        begin_attempt(store, recipe("a"), STAGES, 3)
+    with pytest.raises(Fenced, match="attempt 3 has begun, so attempt 2 stops"):
+        begin_attempt(store, recipe("a"), STAGES, 2)
+    assert attempts_of(store, "a") == [3]
+    assert begin_attempt(store, recipe("a"), STAGES).number == 4
+
+
+def test_a_higher_attempt_of_the_same_run_fences_a_lower_one_off(store: LocalStore) -> None:
+    first, other = begin_attempt(store, recipe("a"), STAGES), begin_attempt(store, recipe("a.b"), STAGES)
+    begin_attempt(store, recipe("a.b"), STAGES).refuse_if_fenced()
+    first.refuse_if_fenced()
+    begin_attempt(store, recipe("a"), STAGES).refuse_if_fenced()
+    for attempt in (first, other):
+        with pytest.raises(Fenced, match="attempt 2 has begun, so attempt 1 stops and commits nothing more"):
+            attempt.refuse_if_fenced()
 
 
 def test_every_stage_has_a_status(store: LocalStore) -> None:

@@ -70,7 +70,7 @@ def imported(*words: str) -> set[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     assert imported("--help") == set()
-    for command in ("run", "runs", "models", "serve", "doctor"):
+    for command in ("run", "runs", "models", "submit", "jobs", "serve", "doctor"):
         assert imported(command, "--help") <= {"pydantic"}, command
 
 
@@ -81,7 +81,7 @@ def test_looking_at_runs_imports_no_machinery(finished: Finished) -> None:
 def test_help_names_the_commands(run_ingot: Any) -> None:
     done = run_ingot("--help")
     assert done.returncode == 0
-    for command in ("run", "runs", "models", "serve", "doctor"):
+    for command in ("run", "runs", "models", "submit", "jobs", "serve", "doctor"):
         assert f" {command} " in done.stdout
 
 
@@ -92,6 +92,13 @@ def test_help_names_the_commands(run_ingot: Any) -> None:
         (["nonsense"], "nonsense"),
         (["run", "recipe.yaml", "--bogus"], "--bogus"),
         (["serve", "tiny", "--port", "99999"], "--port"),
+        (["submit", "recipe.yaml"], "--to"),
+        (["submit", "none.yaml", "--to", "http://h:1"], "none.yaml: can't read the recipe: No such file"),
+        (
+            ["jobs", "list", "--to", "h:8265"],
+            "write the address of the cluster's dashboard as http://HOST:PORT",
+        ),
+        (["jobs", "logs", "tiny-1"], "name the cluster with --to, or the store"),
         (["run", "none.yaml"], "none.yaml: can't read the recipe: No such file"),
         (["runs", "list", "--store", "none"], "none: holds no runs"),
         (["runs", "list", "--store", "gs://bucket/x"], "neither a folder nor s3://bucket/prefix"),

@@ -17,6 +17,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -343,3 +344,17 @@ def test_a_server_with_another_certificate_is_not_trusted(server, tmp_path):
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(IngotError, match=r"Kubernetes at https://127\.0\.0\.1:.*certificate verify failed"):
         apply(TINY)
+
+
+def test_the_command_prints_what_is_rendered(run_ingot: Any) -> None:
+    words = ["submit", str(TINY), "--to", "kubernetes", "--render", "--name", "mine", "--until", "dedup"]
+    done = run_ingot(*words, env={"INGOT_STORE": "s3://bucket/prefix"})
+    assert done.returncode == 0, done.stderr
+    config, job = yaml.safe_load_all(done.stdout)
+    assert (config["kind"], job["kind"]) == ("ConfigMap", "RayJob")
+    assert job["metadata"]["name"] == "mine-1"
+    for part in ("--name mine", "--store s3://bucket/prefix", "--until dedup"):
+        assert part in job["spec"]["entrypoint"]
+    refused = run_ingot("submit", str(TINY), "--to", "http://127.0.0.1:8265", "--render")
+    assert refused.returncode == 2
+    assert "use it with --to kubernetes" in refused.stderr

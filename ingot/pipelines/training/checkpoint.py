@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +78,19 @@ def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Opt
 
 class CheckpointWriter:
     """Saves the checkpoints of one training, one at a time. `attempt` names the group of workers that began
-    together: shards of different groups must not be mixed."""
+    together: shards of different groups must not be mixed. `before_commit` may refuse, by raising."""
 
-    def __init__(self, store: Store, key: str, place: Place, attempt: int, keep: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        place: Place,
+        attempt: int,
+        keep: int,
+        before_commit: Callable[[], object] = lambda: None,
+    ) -> None:
         self.store, self.key, self.place, self.attempt, self.keep = store, key, place, attempt, keep
+        self.before_commit = before_commit
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -178,6 +187,7 @@ class CheckpointWriter:
         files["state.json"] = put_json(self.store, {**state, "tensors": tensors, "numbers": numbers})
         folder, fingerprint = _folder(self.key, step), self.key.rpartition("/")[2]
         self._record(step, "state", {"file": files["state.json"].to_json()})
+        self.before_commit()
         commit(
             self.store, folder, "checkpoint", fingerprint, files, {"step": step}, {"attempt": self.attempt}
         )

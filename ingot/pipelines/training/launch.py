@@ -71,6 +71,7 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> None:
         "store": workspace.store.uri,
         "home": home_of(workspace.store),
         "key": workspace.key,
+        "attempt": (workspace.attempt.run, workspace.attempt.number) if workspace.attempt else None,
         "section": {name: getattr(section, name) for name in Training.model_fields},
         "job": job.to_json(),
         "monitor": monitor,

@@ -25,6 +25,7 @@ from ingot.errors import IngotError
 from ingot.model import Batch, StepMetrics, learning_rate, train_step
 from ingot.pipelines.artifact import Damaged
 from ingot.pipelines.cluster import refuse_elsewhere
+from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing, Store, StoreError, open_store
 from ingot.pipelines.training.build import build, export, sizes
@@ -37,8 +38,8 @@ from ingot.pipelines.training.log import StepLog, read_log
 
 def train_worker(config: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on each worker. `config`: store (its URI), home (the only node that
-    sees it, if not all do), key, section and job as JSON, and the driver's monitor, a handle of the actor
-    `Monitor`."""
+    sees it, if not all do), key, attempt (the run's name and number, or None), section and job as JSON, and
+    the driver's monitor, a handle of the actor `Monitor`."""
     import ray
     import ray.train
     import ray.train.torch
@@ -56,7 +57,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
         refuse_elsewhere(store, config["home"])
         # Rank 0 speaks for all, and nobody waits for an answer.
         tell = (lambda message: monitor.tell.remote(message)) if group.rank == 0 else lambda message: None
-        Loop(store, config["key"], job, section, group, tell).run()
+        attempt = Attempt(store, *config["attempt"]) if config["attempt"] else None
+        Loop(store, config["key"], job, section, group, tell, attempt).run()
     except Exception as error:
         if not is_worth_repeating(error):
             ray.get(monitor.refuse.remote(*reason(error)))
@@ -82,7 +84,8 @@ def reason(error: Exception) -> tuple[str, str]:
 
 class Loop:
     """One worker's part in one attempt at a training. `tell` is given what a watcher may want to know:
-    messages of kind "begin", "step" and "evaluation", as dictionaries."""
+    messages of kind "begin", "step" and "evaluation", as dictionaries. `run` is the attempt of the run that
+    this is for: once a higher one has begun, nothing is committed."""
 
     def __init__(
         self,
@@ -92,9 +95,11 @@ class Loop:
         section: Training,
         group: Group,
         tell: Callable[[dict[str, Any]], object] = lambda message: None,
+        run: Attempt | None = None,
     ) -> None:
         self.store, self.key, self.job, self.section, self.group = store, key, job, section, group
         self.tell = tell
+        self.refuse_if_fenced = run.refuse_if_fenced if run else lambda: None
         self.dataset = load_by_name(job.dataset.name)(self.store, job.dataset.spec)
         self.objective = load_by_name(job.objective.name)(**job.objective.spec)
 
@@ -107,7 +112,7 @@ class Loop:
         self.attempt = self._begin_attempt()
         self.log = StepLog(self.key, self.attempt)
         keep = self.section.keep_checkpoints
-        self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep)
+        self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep, self.refuse_if_fenced)
         self._resume()
         before = self._evaluate_once("before")
         self._train()
@@ -119,6 +124,7 @@ class Loop:
         if self.group.rank == 0:
             metrics = self._metrics() | _suffixed(before, "before") | _suffixed(after, "after")
             record = {"files": files, "metrics": metrics}
+            self.refuse_if_fenced()
             self.store.create(f"{self.key}/trained.json", json.dumps(record).encode())
 
     def _begin_attempt(self) -> int:

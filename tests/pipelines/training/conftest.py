@@ -12,6 +12,7 @@ from driver import Silence
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.pretrain import pretraining
+from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Pretrain
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.training.group import Group
@@ -57,15 +58,23 @@ class SmallTraining:
         spec = {**job.dataset.spec, "gate": gate, "gated_step": gated_step}
         return replace(job, dataset=Part("training.gated_rows:GatedRows", spec))
 
-    def train(self, key: str, progress: Progress, gate: str | None = None, **settings: Any) -> Outcome:
+    def train(
+        self,
+        key: str,
+        progress: Progress,
+        gate: str | None = None,
+        attempt: Attempt | None = None,
+        **settings: Any,
+    ) -> Outcome:
         """As the stage does it, on Ray."""
-        return train(Workspace(self.store, key, progress), self.section(**settings), self.job(gate))
+        workspace = Workspace(self.store, key, progress, attempt=attempt)
+        return train(workspace, self.section(**settings), self.job(gate))
 
-    def train_here(self, key: str, **settings: Any) -> Loop:
+    def train_here(self, key: str, run: Attempt | None = None, **settings: Any) -> Loop:
         """One worker, in this process."""
         section = self.section(workers=1, **settings)
         group = Group(0, 1, torch.device("cpu"), section.micro_batch)
-        loop = Loop(self.store, key, self.job(), section, group)
+        loop = Loop(self.store, key, self.job(), section, group, run=run)
         loop.run()
         return loop
 

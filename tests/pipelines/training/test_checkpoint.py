@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ingot.model import Batch, TrainState, Transformer, adamw, train_step
 from ingot.pipelines.artifact import Damaged, load
+from ingot.pipelines.runs import Fenced
 from ingot.pipelines.store import LocalStore, StoreError
 from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint, newest_step
 from ingot.pipelines.training.state import named_state
@@ -115,6 +116,21 @@ def test_a_checkpoint_without_the_records_of_all_shards_does_not_exist(store: Lo
     writer.save(3, state.model, state.optimizer, {})
     writer.wait()
     assert newest_step(store, KEY) == 2
+
+
+def test_what_refuses_a_commit_leaves_no_checkpoint_and_deletes_none(store: LocalStore) -> None:
+    save(store, KEY, trained())
+    state = trained(STEP + 1)
+
+    def refuse() -> None:
+        raise Fenced("another attempt has begun")
+
+    writer = CheckpointWriter(store, KEY, Place(), attempt=2, keep=1, before_commit=refuse)
+    writer.save(STEP + 1, state.model, state.optimizer, {})
+    with pytest.raises(Fenced):
+        writer.wait()
+    assert newest_step(store, KEY) == STEP
+    assert_same(loaded(store, KEY), trained())
 
 
 def test_the_newest_checkpoints_are_kept_and_the_others_objects_deleted(store: LocalStore) -> None:

@@ -17,6 +17,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.model.huggingface import import_folder
 from ingot.pipelines.artifact import Artifact, Damaged, load
 from ingot.pipelines.pipeline import Outcome
+from ingot.pipelines.runs import Attempt, Fenced
 from ingot.pipelines.store import StoreError
 from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.checkpoint import newest_step
@@ -177,6 +178,29 @@ def test_a_refusal_ends_training_at_once_with_its_words(
     with pytest.raises(IngotError, match=r"state\.json is damaged"):
         small_training.train(key, recorder, failures=3)
     assert len({name.split("/")[-2] for name in store.list(f"{key}/attempts/")}) == 2  # here, and once on Ray
+
+
+def test_a_worker_of_an_attempt_that_is_fenced_off_commits_nothing(small_training: SmallTraining) -> None:
+    """Where the driver of the attempt is held or lost, its workers may still be at work."""
+    key, store = "artifacts/pretrain/fenced", small_training.store
+    store.create("runs/fenced/000002/run.json", b"{}")
+    with pytest.raises(Fenced, match="run fenced: attempt 2 has begun, so attempt 1 stops") as raised:
+        small_training.train_here(key, Attempt(store, "fenced", 1))
+    assert not is_worth_repeating(raised.value)
+    assert newest_step(store, key) is None
+    assert not store.exists(f"{key}/trained.json")
+
+
+@pytest.mark.long
+def test_a_training_that_is_fenced_off_ends_with_the_reason(
+    small_training: SmallTraining, recorder: Recorder, ray_local: None
+) -> None:
+    key, store = "artifacts/pretrain/fenced-on-ray", small_training.store
+    store.create("runs/fenced-on-ray/000002/run.json", b"{}")
+    with pytest.raises(IngotError, match="run fenced-on-ray: attempt 2 has begun, so attempt 1 stops"):
+        small_training.train(key, recorder, attempt=Attempt(store, "fenced-on-ray", 1), failures=3)
+    assert newest_step(store, key) is None
+    assert len({name.split("/")[-2] for name in store.list(f"{key}/attempts/")}) == 1
 
 
 def test_more_workers_than_this_machine_has_room_for_are_refused(
