@@ -210,7 +210,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            missing = error.message.startswith("Authentication required")
+            missing = not error.message.startswith("Authentication failed")  # here, or said by the cluster
             raise IngotError(_refusal(self.to, missing)) from error
         except (requests.RequestException, ConnectionError) as error:
             raise IngotError(
