@@ -17,6 +17,9 @@ JOB = "base/job.yaml: RayJob/ingot-run"
 SERVICE = "base/service.yaml: RayService/ingot-serve"
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT / "k8s", tmp_path / "k8s"))
