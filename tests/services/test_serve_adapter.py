@@ -180,9 +180,17 @@ def test_the_engine_arguments_are_all_known():
     assert set(keys) <= fields
 
 
+# Each with tests of its own, on a real cluster or the real manifests.
+PRIVATE_BY_FILE = {
+    "services/capacity.py": "ray.autoscaler._private.kuberay.autoscaling_config",
+    "services/jobs/api.py": "ray._private.authentication.http_token_authentication",
+}
+
+
 def test_no_other_file_reaches_into_vllm_or_ray():
     for path in FLOORS.rglob("*.py"):
         for module, _, _ in imports(path):
             inner = module.split(".")[0] == "vllm" and path != ADAPTER
             assert not inner, f"{path}: imports {module}; only services/serve/adapter.py may"
-            assert not PRIVATE_OF_RAY.match(module), f"{path}: imports {module}, a private module of Ray"
+            allowed = PRIVATE_BY_FILE.get(path.relative_to(FLOORS).as_posix()) == module
+            assert allowed or not PRIVATE_OF_RAY.match(module), f"{path}: imports {module}, private to Ray"
