@@ -108,6 +108,7 @@ def test_the_store_failing_in_a_task_is_one_clean_message(workspace: Workspace, 
         workspace.run("step", UNITS[:1], work.square)
 
 
+@pytest.mark.long
 def test_after_the_driver_is_killed_the_same_call_goes_on(workspace: Workspace) -> None:
     prefix = f"{KEY}/units/slow/"
     temp = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets need a short path

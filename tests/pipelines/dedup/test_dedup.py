@@ -376,6 +376,7 @@ def grow_corpus(store: LocalStore, files: int) -> tuple[Artifact, int]:
     return commit(store, "artifacts/corpus/grown", "corpus", "grown", entries, {}, {}), size
 
 
+@pytest.mark.long
 def test_the_driver_holds_records_not_data(grown: list[tuple[int, dict[str, Any]]]) -> None:
     (small, of_small), (large, of_large) = grown
     assert of_large["metrics"]["removed_near"] == 4 * of_small["metrics"]["removed_near"] == 6000
@@ -383,6 +384,7 @@ def test_the_driver_holds_records_not_data(grown: list[tuple[int, dict[str, Any]
     assert more < (large - small) / 2, f"{more:,} bytes for {large - small:,} of text"
 
 
+@pytest.mark.long
 def test_several_processes_share_every_step(ray_local: None, store: LocalStore) -> None:
     """Every step but the two that are one unit for all. Units take a while here, as they do where there is
     much to do: what takes milliseconds is done before a second process is there."""
