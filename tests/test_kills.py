@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-KILLS = 8
+KILLS = 6
 RECIPE: dict[str, Any] = {
     "name": "killed",
     "corpus": {"sources": [{"source": "python-packages", "packages": ["numpy"]}], "unit_bytes": 1_000_000},
@@ -44,7 +44,8 @@ def test_a_run_killed_at_random_moments_makes_the_same_artifacts(run_ingot: Any,
     lasted = time.monotonic() - began
 
     draw = random.Random(2)
-    killed = [kill_after(draw.uniform(4, lasted), recipe, tmp_path, draw) for _ in range(KILLS)]
+    # Well before the end, as the machine may be quicker now; every call goes on where the last one came to.
+    killed = [kill_after(draw.uniform(0.1, 0.5) * lasted, recipe, tmp_path, draw) for _ in range(KILLS)]
     assert any(killed), "every kill came too late"
     last = run_ingot("run", str(recipe), "--store", "broken", cwd=tmp_path, timeout=400)
     assert last.returncode == 0, last.stderr
