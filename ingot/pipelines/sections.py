@@ -102,6 +102,10 @@ class Corpus(Section):
 class Dedup(Section):
     """Documents → which go, and the witness each goes for."""
 
+    scope: Literal["all", "source"] = what("all")  # whether documents of different sources are compared
+    url: bool = what(False)  # of documents with one address only the best stays
+    priority: list[Name] = what([])  # sources, the one whose documents rather stay first
+    quality: str | None = what(None)  # a number in a document's metadata; the higher rather stays
     ngram: int = what(5, ge=1)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)
     threshold: float = what(0.8, gt=0, le=0.98)  # exact Jaccard similarity of the shingle sets

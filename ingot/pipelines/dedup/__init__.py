@@ -1,149 +1,214 @@
-"""Documents → which of them go, each with the witness that it goes for: exact copies by normalised content
-and near duplicates by MinHash-LSH over word n-grams, every pair verified by the exact Jaccard similarity of
-its shingle sets.
+"""Documents → which of them go, each with the witness that it goes for: copies by address and by normalised
+content, and near duplicates by MinHash-LSH over word n-grams, every pair verified by the exact Jaccard
+similarity of its shingle sets.
 
 `run` is the path; `kernels` holds what reads text, `exchange` and `rows` what passes between the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ingot.pipelines.artifact import Artifact, File
 from ingot.pipelines.dedup.banding import choose_banding
 from ingot.pipelines.dedup.candidates import find_candidates
-from ingot.pipelines.dedup.contents import find_contents, join_contents
 from ingot.pipelines.dedup.examples import find_examples
-from ingot.pipelines.dedup.exchange import put_catalogue
-from ingot.pipelines.dedup.resolve import resolve_pairs
+from ingot.pipelines.dedup.follow import follow_leaders
+from ingot.pipelines.dedup.keys import find_keys, join_keys, leave_followers_out
+from ingot.pipelines.dedup.rows import KINDS
+from ingot.pipelines.dedup.settle import settle_edges
+from ingot.pipelines.dedup.ship import ship_shingles
 from ingot.pipelines.dedup.sign import sign_documents
+from ingot.pipelines.dedup.steps import Exchange, Record, Steps, choose_partitions
 from ingot.pipelines.dedup.verify import verify_pairs
-from ingot.pipelines.dedup.write import write_file
+from ingot.pipelines.dedup.write import EXAMPLES, write_files
 from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.sections import Dedup
-from ingot.pipelines.store import Store
-from ingot.pipelines.units import Unit, Workspace
+from ingot.pipelines.units import Workspace
 
 __all__ = ["VERSION", "run"]
 
-VERSION = 1
+VERSION = 2
 
-PARTITION_ENTRIES = 500_000  # band entries of a partition, by default: 16 MB
-SMALL_PARTITIONS = 8  # a corpus of as many files is joined in as many parts, however small
-TOTALS = ("documents_in", "documents_out", "bytes_in", "bytes_out", "removed_exact", "removed_near")
-
-Record = dict[str, Any]
-Work = Callable[[Store, Mapping[str, Any]], Record]
+TOTALS = (
+    *("documents_in", "documents_out", "bytes_in", "bytes_out"),
+    *(f"{what}_{kind}" for kind in KINDS for what in ("removed", "removed_bytes")),
+)
 
 
 def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) -> Outcome:
     """Reads the corpus stage's `documents/NNNNN.parquet`; makes `removed/NNNNN.parquet` (id, witness_id,
-    similarity, kind) and `kept/NNNNN.parquet` (id, copies), rows in the documents file's order.
+    similarity, bands, kind) and `kept/NNNNN.parquet` (id, copies), rows in the documents file's order.
 
-    Every witness is kept. A removal's kind is `exact` where its normalised content is its witness's, else
-    `near`. `copies` is how many documents a kept one stands for, itself included."""
-    store, corpus = workspace.store, inputs["corpus"]
+    Every witness is kept. A removal's kind is `url` where its address is its witness's or that of a copy of
+    it, `exact` where its normalised content is its witness's, else `near`, with the Jaccard similarity and
+    the bands that made the pair a candidate. `copies` is how many documents a kept one stands for, itself
+    included."""
+    corpus = inputs["corpus"]
     names = corpus.names("documents/")
     files = [corpus.files[name] for name in names]
     banding = choose_banding(section.threshold, section.permutations)
-    parts = _partitions(section, files, banding.bands)
-    file_parts = max(1, min(parts, len(files)))
-    common = {"files": len(files), "location_partitions": file_parts}
-    texts = [{"documents": file.to_json()} for file in files]
+    partitions, file_partitions = choose_partitions(files, banding.bands, section.partitions)
     stems = [name.removeprefix("documents/").removesuffix(".parquet") for name in names]
-    steps = _Steps(workspace, stems)
+    steps = Steps(workspace, stems, partitions, file_partitions)
+    texts = [{"documents": file.to_json()} for file in files]
+    snapshots = corpus.json("snapshots.json") if "snapshots.json" in corpus.files else {}
 
-    contents = steps.for_files("contents", find_contents, texts, {"partitions": parts})
-    runs = put_catalogue(store, _column(contents, "run"))
-    copies = steps.for_partitions("exact", join_contents, parts, {"runs": runs, **common})
+    keying: Record = {"scope": section.scope, "url": section.url, "priority": section.priority}
+    keying |= {"quality": section.quality, "snapshots": snapshots, "partitions": partitions}
+    keyed = steps.for_files("keys", find_keys, texts.__getitem__, keying)
+    copies = _find_copies(steps, section, keyed)
 
-    runs = put_catalogue(store, _column(copies, "run"))
-    settings = {"ngram": section.ngram, "seed": section.seed, "bands": banding.bands, "rows": banding.rows}
-    signing = {"copies": runs, "partitions": parts, **settings, **common}
-    signed = steps.for_files("sign", sign_documents, texts, signing)
-
-    runs = put_catalogue(store, _column(signed, "bands"))
-    pairs = steps.for_partitions("candidates", find_candidates, parts, {"runs": runs, **common})
-
-    verifying = {
-        "pairs": put_catalogue(store, (run for record in pairs for run in record["runs"])),
-        "signed": put_catalogue(store, _columns(signed, "documents", "shingles")),
-        "threshold": section.threshold,
+    gone = steps.exchange(
+        "gone", [run for each in copies.values() for run in _values(each, "gone")], file_partitions
+    )
+    settings = {
+        "ngram": section.ngram,
+        "seed": section.seed,
+        "scope": section.scope,
+        "partitions": partitions,
     }
-    verified = steps.for_partitions("verify", verify_pairs, file_parts, verifying)
+    settings |= {"bands": banding.bands, "band_rows": banding.rows}
+    signed = steps.for_files(
+        "sign",
+        sign_documents,
+        lambda number: {
+            **texts[number],
+            "rows": keyed[number]["documents"],
+            **_own(steps, gone, number),
+        },
+        settings,
+    )
+    verified = _find_near(steps, section, signed)
+    removed = settle_edges(steps, verified)
+    for kind in ("exact", "url"):
+        if kind in copies:
+            removed += _follow(steps, kind, copies[kind], removed)
+    written = _write(steps, signed, removed)
 
-    edges = put_catalogue(store, _columns(verified, "edges", "nodes"))
-    resolved = steps.once("resolve", resolve_pairs, {"verified": edges, **common})
-
-    [result] = _columns([resolved], "removals", "gains", "moved")
-    rows = [{"documents": record["documents"]} for record in signed]
-    written = steps.for_files("write", write_file, rows, {"resolved": result, **common})
-
-    [chosen] = _columns([resolved], "examples", "shown")
-    held = sorted({place >> 32 for pairs in chosen.values() for pair in pairs for place in pair[:2]})
-    where = {str(number): files[number].to_json() for number in held}
-    examples = steps.once("examples", find_examples, {"documents": where, **chosen})
-
+    counts = {name: sum(record[name] for record in written) for name in TOTALS}
+    examples = _examples(steps, texts, written)
     metrics = {
-        **{key: sum(_column(written, key)) for key in TOTALS},
+        **counts,
         "bands": banding.bands,
         "rows": banding.rows,
-        "partitions": parts,
-        "candidate_pairs": sum(_column(verified, "pairs")),
-        "verified_pairs": sum(_column(verified, "verified")),
+        "partitions": partitions,
+        "candidate_pairs": sum(_values(verified, "pairs")),
+        "verified_pairs": sum(_values(verified, "verified")),
+        "clusters": _clusters(written),
         "worker_processes": steps.processes,
         "examples": examples["examples"],
         "pair": examples["pair"],
     }
+    tables = [tables for record in written for tables in record["files"]]
     made = {
-        f"{table}/{stem}.parquet": File.from_json(record[table])
-        for stem, record in zip(stems, written, strict=True)
+        f"{table}/{stem}.parquet": File.from_json(own[table])
+        for stem, own in zip(stems, tables, strict=True)
         for table in ("removed", "kept")
     }
     return Outcome(made, metrics)
 
 
-@dataclass
-class _Steps:
-    """The ways this stage cuts a step into units."""
-
-    workspace: Workspace
-    stems: Sequence[str]  # of the documents files
-    processes: dict[str, int] = field(default_factory=dict)  # that took part in each step
-
-    def for_files(self, step: str, work: Work, own: Sequence[Record], common: Record) -> list[Record]:
-        """A unit for each documents file, whose body is its number, its `own` and the `common`."""
-        bodies = [{"number": number, **body, **common} for number, body in enumerate(own)]
-        return self._run(step, work, [Unit(*unit) for unit in zip(self.stems, bodies, strict=True)])
-
-    def for_partitions(self, step: str, work: Work, partitions: int, common: Record) -> list[Record]:
-        """A unit for each partition of an exchange."""
-        units = [Unit(f"{part:05d}", {"partition": part, **common}) for part in range(partitions)]
-        return self._run(step, work, units)
-
-    def once(self, step: str, work: Work, body: Record) -> Record:
-        """One unit for all."""
-        return self._run(step, work, [Unit("all", body)])[0]
-
-    def _run(self, step: str, work: Work, units: Sequence[Unit]) -> list[Record]:
-        records = self.workspace.run(step, units, work)
-        processes = {(record["ran"]["host"], record["ran"]["pid"]) for record in records}
-        self.processes[step] = len(processes)
-        return records
+def _find_copies(steps: Steps, section: Dedup, keyed: Sequence[Record]) -> dict[str, list[Record]]:
+    """Kind of copy → join_keys' records."""
+    found: dict[str, list[Record]] = {}
+    contents = keyed
+    if section.url:
+        runs = steps.exchange("addresses", _values(keyed, "addresses"), steps.partitions)
+        found["url"] = _join(steps, "url", runs)
+        gone = steps.exchange("url-gone", _values(found["url"], "gone"), steps.file_partitions)
+        contents = steps.for_files(
+            "contents",
+            leave_followers_out,
+            lambda number: {"contents": keyed[number]["contents"], **_own(steps, gone, number)},
+            {"partitions": steps.partitions},
+        )
+    runs = steps.exchange("contents", _values(contents, "contents"), steps.partitions)
+    return {**found, "exact": _join(steps, "exact", runs)}
 
 
-def _partitions(section: Dedup, files: Sequence[File], bands: int) -> int:
-    """Of each exchange: as the corpus asks, never as the cluster does, or a run that goes on elsewhere would
-    find the records of another cut."""
-    documents = sum(file.rows or 0 for file in files)
-    asked = -(-documents * bands // PARTITION_ENTRIES)
-    return section.partitions or max(1, asked, min(len(files), SMALL_PARTITIONS))
+def _join(steps: Steps, kind: str, runs: Exchange) -> list[Record]:
+    return steps.for_hashes(kind, join_keys, lambda part: {"runs": runs[part]}, steps.places)
 
 
-def _column(records: Iterable[Record], key: str) -> list[Any]:
+def _own(steps: Steps, gone: Exchange, number: int) -> Record:
+    """What `keys.stay` takes of a file."""
+    part = steps.partition_of(number)
+    return {"gone": gone[part], "file_partition": part}
+
+
+def _find_near(steps: Steps, section: Dedup, signed: Sequence[Record]) -> list[Record]:
+    """verify_pairs' records."""
+    bands = steps.exchange("bands", _values(signed, "bands"), steps.partitions)
+    found = steps.for_hashes("candidates", find_candidates, lambda part: {"runs": bands[part]}, steps.places)
+    asks = steps.exchange("asks", _flat(found, "asks"), steps.file_partitions)
+    pairs = steps.exchange("pairs", _flat(found, "pairs"), steps.file_partitions)
+
+    def own(part: int) -> Record:
+        files = steps.files_of(part)
+        needed = ("documents", "shingles")
+        return {"first": files.start, "signed": [{name: signed[n][name] for name in needed} for n in files]}
+
+    shipped = steps.for_places(
+        "ship", ship_shingles, lambda part: {"asks": asks[part], **own(part)}, steps.places
+    )
+    sets = steps.exchange("sets", _flat(shipped, "sets"), steps.file_partitions)
+    return steps.for_places(
+        "verify",
+        verify_pairs,
+        lambda part: {"pairs": pairs[part], "sets": sets[part], **own(part)},
+        {"threshold": section.threshold, **steps.places},
+    )
+
+
+def _follow(steps: Steps, kind: str, copies: Sequence[Record], removed: Sequence[Record]) -> list[Record]:
+    """put_removals' records of the copies of this kind."""
+    followers = steps.exchange(f"{kind}-followers", _values(copies, "followers"), steps.file_partitions)
+    gone = steps.exchange(f"{kind}-leaders", _values(removed, "removals"), steps.file_partitions)
+    return steps.for_places(
+        f"{kind}-follow",
+        follow_leaders,
+        lambda part: {"followers": followers[part], "removals": gone[part]},
+        {"kind": kind, **steps.places},
+    )
+
+
+def _write(steps: Steps, signed: Sequence[Record], removed: Sequence[Record]) -> list[Record]:
+    removals = steps.exchange("removals", _values(removed, "removals"), steps.file_partitions)
+    gains = steps.exchange("gains", _values(removed, "gains"), steps.file_partitions)
+
+    def own(part: int) -> Record:
+        files = steps.files_of(part)
+        documents = [signed[number]["documents"] for number in files]
+        return {
+            "first": files.start,
+            "documents": documents,
+            "removals": removals[part],
+            "gains": gains[part],
+        }
+
+    return steps.for_places("write", write_files, own, {})
+
+
+def _examples(steps: Steps, texts: Sequence[Record], written: Sequence[Record]) -> Record:
+    chosen = {
+        "examples": [pair[1:] for pair in sorted(_flat(written, "examples"))[:EXAMPLES]],
+        "shown": [pair[2:] for pair in sorted(_flat(written, "shown"))[:1]],
+    }
+    held = sorted({place >> 32 for pairs in chosen.values() for pair in pairs for place in pair[:2]})
+    where = {str(number): texts[number]["documents"] for number in held}
+    return steps.once("examples", find_examples, {"documents": where, **chosen})
+
+
+def _clusters(written: Sequence[Record]) -> dict[str, int]:
+    """How many of the kept documents stand for 1 document, 2, up to 4, up to 8, …"""
+    sizes = sorted({int(size) for record in written for size in record["clusters"]})
+    return {str(size): sum(record["clusters"].get(str(size), 0) for record in written) for size in sizes}
+
+
+def _values(records: Iterable[Record], key: str) -> list[Any]:
     return [record[key] for record in records]
 
 
-def _columns(records: Iterable[Record], *keys: str) -> list[Record]:
-    return [{key: record[key] for key in keys} for record in records]
+def _flat(records: Iterable[Record], key: str) -> list[Any]:
+    return [value for record in records for value in record[key]]

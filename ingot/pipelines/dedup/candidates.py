@@ -12,44 +12,59 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ingot.pipelines.dedup.exchange import location_bounds, put_run, read_catalogue, read_partition
-from ingot.pipelines.dedup.rows import BAND, PAIR, Rows, blocks, by_rank
+from ingot.pipelines.dedup.exchange import location_bounds, partitions_of, put_run, read_partition
+from ingot.pipelines.dedup.rows import ASK, BAND, MOST_BANDS, PAIR, Locations, Rows, begins, blocks, by_rank
 from ingot.pipelines.store import Store
 
 REPRESENTATIVES = 32
-BLOCK_PAIRS = 4_000_000  # held at once: 64 MB, and some copies
-
-Locations = npt.NDArray[np.uint64]
+BLOCK_PAIRS = 4_000_000  # held at once: 96 MB, and some copies
 
 
 def find_candidates(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A partition of the bands → `runs` of PAIR rows, distinct within each, cut by the worse document's
-    location.
+    """A partition of the bands → `pairs`, runs of PAIR rows, distinct within each, cut by the worse
+    document's location, and for each `asks`, a run of the ASK rows for their better documents, cut by the
+    location of these.
 
-    body: `runs` (the catalogue of sign's bands), `partition`, `files` and `location_partitions`."""
-    entries = read_partition(store, read_catalogue(store, body["runs"]), body["partition"], BAND)
+    body: `runs` (of BAND rows), `partition`, `files` and `file_partitions`."""
+    entries = read_partition(store, body["runs"], body["partition"], BAND)
     entries = entries[by_rank(entries, "hash")]
-    bounds = location_bounds(body["location_partitions"], body["files"])
-    begins = np.append(True, entries["hash"][1:] != entries["hash"][:-1])[: len(entries)]
-    first = np.maximum.accumulate(np.where(begins, np.arange(len(entries)), 0))  # of the entry's bucket
+    bounds = location_bounds(body["file_partitions"], body["files"])
+    first = np.maximum.accumulate(np.where(begins(entries, "hash"), np.arange(len(entries)), 0))
     partners = np.minimum(np.arange(len(entries)) - first, REPRESENTATIVES)
-    runs = []
+    bands = np.uint64(1) << (entries["hash"] & np.uint64(MOST_BANDS - 1))
+    runs, asks = [], []
     for start, stop in blocks(partners, BLOCK_PAIRS):
         own = partners[start:stop]
         nth = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)  # of an entry's partners
-        worse = np.repeat(entries["location"][start:stop], own)
-        better = entries["location"][np.repeat(first[start:stop], own) + nth]
-        runs.append(put_run(store, distinct_pairs(worse, better), "worse", bounds))
-    return {"runs": runs}
+        pairs = np.empty(len(nth), PAIR)
+        pairs["worse"] = np.repeat(entries["location"][start:stop], own)
+        pairs["better"] = entries["location"][np.repeat(first[start:stop], own) + nth]
+        pairs["bands"] = np.repeat(bands[start:stop], own)
+        pairs = distinct_pairs(pairs)
+        runs.append(put_run(store, pairs, "worse", bounds))
+        asks.append(put_run(store, asks_of(pairs, bounds), "better", bounds))
+    return {"pairs": runs, "asks": asks}
 
 
-def distinct_pairs(worse: Locations, better: Locations) -> Rows:
-    """The PAIR rows sorted, each once."""
-    order = np.lexsort((better, worse))
-    pairs = np.empty(len(order), PAIR)
-    pairs["worse"], pairs["better"] = worse[order], better[order]
-    if len(pairs) == 0:
-        return pairs
-    return pairs[np.append(True, pairs[1:] != pairs[:-1])]
+def distinct_pairs(pairs: Rows) -> Rows:
+    """The pairs sorted, each once, with the bands of all that were the same."""
+    pairs = pairs[np.lexsort((pairs["better"], pairs["worse"]))]
+    first = np.flatnonzero(begins(pairs, "worse", "better"))
+    distinct = pairs[first]
+    if len(first):
+        distinct["bands"] = np.bitwise_or.reduceat(pairs["bands"], first)
+    return distinct
+
+
+def asks_of(pairs: Rows, bounds: Locations) -> Rows:
+    """Each better document once for every partition of worse ones that is paired with it."""
+    asks = np.empty(len(pairs), ASK)
+    asks["better"], asks["partition"] = pairs["better"], partitions_of(bounds, pairs["worse"])
+    return distinct_asks(asks)
+
+
+def distinct_asks(asks: Rows) -> Rows:
+    """The asks sorted, each once."""
+    asks = asks[np.lexsort((asks["partition"], asks["better"]))]
+    return asks[begins(asks, "better", "partition")]

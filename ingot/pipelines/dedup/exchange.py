@@ -1,28 +1,33 @@
-"""Data between steps: sorted runs in the store, of which a task reads only its slice.
+"""Data between steps: runs in the store, of which a task reads only its slice.
 
-A task of one step writes a run: one file of fixed-width rows, sorted, with the offset of every partition
-kept in its record. A task of the next step reads its partition from all runs by ranged reads. The driver only
-passes the list of runs on, as an object of its own (a catalogue), so that the bodies of units stay small."""
+A task of one step writes a run, one file: the bytes of each partition in order, then a footer, the offset at
+which each begins and the last ends (little-endian, 64 bits). A task of the next step reads its partition
+of all runs by ranged reads. No task reads from more than FAN_IN runs: where there are more, merging steps
+come between, which cut the partitions into columns as they join runs (a radix exchange), so that each task
+moves about MERGED_BYTES however large the corpus is."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ingot.pipelines.artifact import File, put_file, read_file, read_range
-from ingot.pipelines.dedup.rows import ROW_BITS, Rows
+from ingot.pipelines.dedup.rows import ROW_BITS, Numbers, Rows
 from ingot.pipelines.store import Store
 
+FAN_IN = 64  # runs that one task reads from, at most
+MERGED_BYTES = 128_000_000  # of a merged run, about
 READERS = 8  # requests at once of one task
+SMALL_RUN = 64_000  # bytes of a run that is read whole: one request, not two
 GAP_BYTES = 128_000  # two slices nearer than this are read in one request
 
 Bounds = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
+Run = Mapping[str, Any]  # file, and the partitions it holds: first … end - 1
 
 
 def hash_bounds(partitions: int) -> Bounds:
@@ -32,12 +37,19 @@ def hash_bounds(partitions: int) -> Bounds:
 
 def location_bounds(partitions: int, files: int) -> Bounds:
     """The least location of each partition of the documents files."""
-    return np.array([(part * files // partitions) << ROW_BITS for part in range(partitions)], np.uint64)
+    return np.array(
+        [first_file(part, partitions, files) << ROW_BITS for part in range(partitions)], np.uint64
+    )
 
 
-def partition_of(bounds: Bounds, value: int) -> int:
-    """The partition that `value` belongs to."""
-    return int(np.searchsorted(bounds, np.uint64(value), side="right")) - 1
+def first_file(part: int, partitions: int, files: int) -> int:
+    """The first documents file of a partition."""
+    return part * files // partitions
+
+
+def partitions_of(bounds: Bounds, values: npt.NDArray[np.uint64]) -> Numbers:
+    """The partition that each value belongs to."""
+    return np.searchsorted(bounds, values, side="right") - 1
 
 
 def put_rows(store: Store, rows: Rows | npt.NDArray[np.uint64]) -> dict[str, Any]:
@@ -45,41 +57,101 @@ def put_rows(store: Store, rows: Rows | npt.NDArray[np.uint64]) -> dict[str, Any
     return put_file(store, rows.tobytes(), rows=len(rows)).to_json()
 
 
-def put_run(store: Store, rows: Rows, column: str, bounds: Bounds) -> dict[str, Any]:
-    """Stores rows that are sorted by `column` as a run, cut at `bounds`."""
-    offsets = [*np.searchsorted(rows[column], bounds).tolist(), len(rows)]
-    return {"file": put_rows(store, rows), "offsets": offsets}
-
-
-def put_catalogue(store: Store, entries: Iterable[Any]) -> dict[str, Any]:
-    """Stores the list of what a step's tasks wrote, for the tasks of a later step."""
-    return put_file(store, json.dumps(list(entries), separators=(",", ":")).encode()).to_json()
-
-
-def read_catalogue(store: Store, entry: Mapping[str, Any]) -> list[Any]:
-    entries: list[Any] = json.loads(read_file(store, File.from_json(entry), "a catalogue of runs"))
-    return entries
-
-
 def read_rows(store: Store, entry: Mapping[str, Any], dtype: np.dtype[np.void]) -> Rows:
     """The whole file of rows, verified."""
     return np.frombuffer(read_file(store, File.from_json(entry), "a file of rows"), dtype)
 
 
-def read_partition(
-    store: Store, runs: Sequence[Mapping[str, Any]], part: int, dtype: np.dtype[np.void]
-) -> Rows:
+def put_run(store: Store, rows: Rows, column: str, bounds: Bounds) -> dict[str, Any]:
+    """Stores rows that are sorted by `column` as a run, cut at `bounds`."""
+    offsets = np.append(np.searchsorted(rows[column], bounds), len(rows)) * rows.itemsize
+    return _put_run(store, rows.tobytes(), offsets, 0)
+
+
+def put_segments(store: Store, data: bytes, sizes: Numbers, first: int = 0) -> dict[str, Any]:
+    """Stores bytes as a run whose partitions, from `first` on, are of these sizes."""
+    return _put_run(store, data, np.append(0, np.cumsum(sizes)), first)
+
+
+def _put_run(store: Store, data: bytes, offsets: Numbers, first: int) -> dict[str, Any]:
+    footer = offsets.astype("<u8").tobytes()
+    return {
+        "file": put_file(store, data + footer).to_json(),
+        "first": first,
+        "end": first + len(offsets) - 1,
+        "bytes": len(data),
+    }
+
+
+def read_partition(store: Store, runs: Sequence[Run], part: int, dtype: np.dtype[np.void]) -> Rows:
     """The rows of partition `part` of all runs, run after run."""
+    return np.frombuffer(b"".join(read_segments(store, runs, part)), dtype)
 
-    def slice_of(run: Mapping[str, Any]) -> bytes:
-        start, stop = (offset * dtype.itemsize for offset in run["offsets"][part : part + 2])
-        return read_range(store, File.from_json(run["file"]), start, stop - start, "a run of rows")
 
+def read_segments(store: Store, runs: Sequence[Run], part: int) -> Iterator[bytes]:
+    """The bytes of partition `part` of each run, a few runs at once."""
     with ThreadPoolExecutor(READERS) as pool:
-        return np.frombuffer(b"".join(pool.map(slice_of, runs)), dtype)
+        for at in range(0, len(runs), READERS):
+            yield from pool.map(lambda run: _read(store, run, part, part + 1)[0], runs[at : at + READERS])
 
 
-def read_slices(store: Store, file: File, starts: Counts, lengths: Counts) -> bytes:
+def _read(store: Store, run: Run, first: int, end: int) -> tuple[bytes, Numbers]:
+    """The bytes of the partitions first … end - 1 of a run, and how many are of each."""
+    file, what = File.from_json(run["file"]), "a run of rows"
+    begin, count = first - run["first"], end - first
+    whole = read_range(store, file, 0, file.bytes, what) if file.bytes <= SMALL_RUN else None
+    at = run["bytes"] + 8 * begin
+    footer = (
+        read_range(store, file, at, 8 * (count + 1), what)
+        if whole is None
+        else whole[at : at + 8 * (count + 1)]
+    )
+    offsets = np.frombuffer(footer, "<u8").astype(np.int64)
+    start, stop = int(offsets[0]), int(offsets[-1])
+    data = read_range(store, file, start, stop - start, what) if whole is None else whole[start:stop]
+    return data, np.diff(offsets)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Partitions first … end - 1 of an exchange, and the runs that hold them."""
+
+    first: int
+    end: int
+    runs: Sequence[Run]
+
+    def cut(self) -> list[Column]:
+        """What one merge makes of it: as many columns as keep a group's merged run near MERGED_BYTES."""
+        groups = -(-len(self.runs) // FAN_IN)
+        largest = max(sum(run["bytes"] for run in self.runs[at::groups]) for at in range(groups))
+        columns = min(self.end - self.first, FAN_IN, max(1, -(-largest // MERGED_BYTES)))
+        edges = [self.first + (self.end - self.first) * at // columns for at in range(columns + 1)]
+        return [Column(edges[at], edges[at + 1], self.runs) for at in range(columns)]
+
+    def groups(self) -> list[Sequence[Run]]:
+        """Its runs by the merges that read them."""
+        count = -(-len(self.runs) // FAN_IN)
+        return [self.runs[at::count] for at in range(count)]
+
+
+def merge_runs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Several runs → one that holds their partitions `first` … `end` - 1.
+
+    body: `runs`, `first`, `end`."""
+    first, end = body["first"], body["end"]
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(lambda run: _read(store, run, first, end), body["runs"]))
+    sizes = np.stack([own for _, own in parts])
+    starts = np.cumsum(sizes, axis=1) - sizes
+    data = b"".join(
+        parts[run][0][starts[run, part] : starts[run, part] + sizes[run, part]]
+        for part in range(end - first)
+        for run in range(len(parts))
+    )
+    return {"run": put_segments(store, data, sizes.sum(axis=0), first)}
+
+
+def read_slices(store: Store, file: File, starts: Numbers, lengths: Numbers) -> bytes:
     """The bytes of the slices, one after another. They ascend and don't overlap; near ones share a read."""
     if len(starts) == 0:
         return b""

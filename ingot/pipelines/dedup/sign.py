@@ -7,47 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from ingot.pipelines.dedup.documents import ids, read_columns, utf8
-from ingot.pipelines.dedup.exchange import (
-    hash_bounds,
-    location_bounds,
-    partition_of,
-    put_rows,
-    put_run,
-    read_catalogue,
-    read_partition,
-)
-from ingot.pipelines.dedup.rows import BAND, COPY, DOCUMENT, files_of, locations, rows_of
+from ingot.pipelines.dedup.documents import read_columns, utf8
+from ingot.pipelines.dedup.exchange import hash_bounds, put_rows, put_run, read_rows
+from ingot.pipelines.dedup.keys import salts, stay
+from ingot.pipelines.dedup.rows import BAND, BAND_BITS, DOCUMENT, locations
 from ingot.pipelines.store import Store
 
 
 def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A documents file → `documents` (DOCUMENT rows in the file's order), `shingles` (sorted sets of 64-bit
-    hashes, one after another) and `bands` (a run of BAND rows, cut by the hash). Exact copies that go are
-    left out of the last two.
+    hashes, one after another) and `bands` (a run of BAND rows, cut by the hash). Copies are left out of the
+    last two.
 
-    body: `documents` (the file's entry), `number`, `copies` (the catalogue of join_contents' runs), `files`,
-    `location_partitions`, `partitions`, and `ngram`, `bands`, `rows`, `seed`."""
+    body: `documents` (the file's entry), `rows` (of find_keys), `number`, `partitions`, `scope`, `ngram`,
+    `bands`, `band_rows`, `seed`, and what `stay` takes."""
     from ingot.pipelines.dedup.kernels import capacity, permutations, sign
 
-    table = read_columns(store, body["documents"], ["id", "text"])
+    table = read_columns(store, body["documents"], ["text", "source"])
     data, offsets = utf8(table["text"])
-    documents = _documents(store, body, table, offsets)
+    documents = read_rows(store, body["rows"], DOCUMENT).copy()
+    wanted = stay(store, len(documents), body)
 
     bands = body["bands"]
-    multipliers, addends = permutations(bands * body["rows"], body["seed"])
+    multipliers, addends = permutations(bands * body["band_rows"], body["seed"])
     hashes = np.empty((len(documents), bands), np.uint64)
     shingles = np.empty(capacity(offsets), np.uint64)  # only what is written of it takes memory
     counts = np.empty(len(documents), np.int64)
-    wanted = documents["copies"] > 0
     total = sign(data, offsets, wanted, body["ngram"], multipliers, addends, bands, hashes, shingles, counts)
     documents["shingles"] = counts
     documents["first_shingle"] = np.cumsum(counts) - counts
 
+    hashes ^= salts(table["source"], body["scope"])[:, None]
+    hashes >>= np.uint64(BAND_BITS)
+    hashes = hashes << np.uint64(BAND_BITS) | np.arange(bands, dtype=np.uint64)
     signed = np.flatnonzero(counts)
     entries = np.empty((len(signed), bands), BAND)
     entries["hash"] = hashes[signed]
-    entries["length"] = documents["length"][signed, None]
+    entries["rank"] = documents["rank"][signed, None]
     entries["id_high"] = documents["id_high"][signed, None]
     entries["location"] = locations(body["number"], len(documents))[signed, None]
     entries = entries.reshape(-1)
@@ -57,19 +53,3 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         "shingles": put_rows(store, shingles[:total]),
         "bands": put_run(store, entries, "hash", hash_bounds(body["partitions"])),
     }
-
-
-def _documents(store: Store, body: Mapping[str, Any], table: Any, offsets: Any) -> Any:
-    """The file's DOCUMENT rows, all but their shingles."""
-    documents = np.zeros(table.num_rows, DOCUMENT)
-    documents["id_high"], documents["id_low"] = ids(table["id"]).T
-    documents["length"] = np.diff(offsets)
-    documents["copies"] = 1
-    number = body["number"]
-    part = partition_of(location_bounds(body["location_partitions"], body["files"]), number << 32)
-    copies = read_partition(store, read_catalogue(store, body["copies"]), part, COPY)
-    copies = copies[files_of(copies["location"]) == number]
-    own = rows_of(copies["location"])
-    for name in ("copies", "witness", "witness_high", "witness_low"):
-        documents[name][own] = copies[name]
-    return documents

@@ -4,104 +4,117 @@ A shared bucket is a reason to look, never a reason to remove."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ingot.pipelines.artifact import File
-from ingot.pipelines.dedup.candidates import distinct_pairs
+from ingot.pipelines.dedup.candidates import asks_of, distinct_pairs
 from ingot.pipelines.dedup.compiled import compiled
-from ingot.pipelines.dedup.exchange import put_rows, read_catalogue, read_partition, read_slices
-from ingot.pipelines.dedup.rows import DOCUMENT, EDGE, NODE, PAIR, Rows, blocks, files_of, rows_of
+from ingot.pipelines.dedup.exchange import location_bounds, put_rows, put_run, read_partition, read_segments
+from ingot.pipelines.dedup.rows import EDGE, PAIR, Numbers, Rows
+from ingot.pipelines.dedup.ship import HEADER, Hashes, read_documents, read_shingles
 from ingot.pipelines.store import Store
-
-BLOCK_SHINGLES = 4_000_000  # held at once, beyond those of a single pair: 32 MB
-
-Locations = npt.NDArray[np.uint64]
-Hashes = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
 
 
 def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A partition of the pairs → `edges` (EDGE rows of those that reach the threshold, sorted) and `nodes`
-    (a NODE row for each document of these).
+    """A partition of the pairs → `edges` (EDGE rows of those that reach the threshold, sorted by the worse
+    document and the better one's rank) and `asks`, a run of ASK rows for their better documents.
 
-    body: `pairs` (the catalogue of find_candidates' runs), `signed` (the catalogue of sign's records),
-    `partition`, `threshold`."""
-    pairs = read_partition(store, read_catalogue(store, body["pairs"]), body["partition"], PAIR)
-    pairs = distinct_pairs(pairs["worse"], pairs["better"])
-    signed = read_catalogue(store, body["signed"])
-    places = np.unique(np.concatenate([pairs["worse"], pairs["better"]]))
-    documents = read_documents(store, [entry["documents"] for entry in signed], places)
-    shingles = [File.from_json(entry["shingles"]) for entry in signed]
-
-    worse, better = np.searchsorted(places, pairs["worse"]), np.searchsorted(places, pairs["better"])
-    sizes = documents["shingles"].astype(np.int64)
-    # No two sets are more alike than their sizes are: known without reading them.
-    bound = np.minimum(sizes[worse], sizes[better]) / np.maximum(sizes[worse], sizes[better])
-    worse, better = worse[bound >= body["threshold"]], better[bound >= body["threshold"]]
-    similarity = np.empty(len(worse), np.float64)
-    for start, stop in blocks(sizes[worse] + sizes[better], BLOCK_SHINGLES):
-        both = np.concatenate([worse[start:stop], better[start:stop]])
-        held, number = np.unique(both, return_inverse=True)
-        sets = _read_shingles(store, shingles, places[held], documents[held])
-        firsts = np.append(0, np.cumsum(sizes[held]))
-        _jaccard(sets, firsts, number[: stop - start], number[stop - start :], similarity[start:stop])
-
-    kept = similarity >= body["threshold"]
-    edges = np.empty(int(kept.sum()), EDGE)
-    edges["worse"], edges["better"] = places[worse[kept]], places[better[kept]]
-    edges["similarity"] = similarity[kept]
-    ends = np.unique(np.concatenate([worse[kept], better[kept]]))
-    nodes = np.empty(len(ends), NODE)
-    nodes["location"] = places[ends]
-    for name in ("length", "id_high", "id_low", "copies"):
-        nodes[name] = documents[name][ends]
+    body: `pairs` (runs of PAIR rows), `sets` (ship_shingles' runs), `partition`, `threshold`, `files`,
+    `file_partitions`, and `first` and `signed` as in ship_shingles."""
+    pairs = distinct_pairs(read_partition(store, body["pairs"], body["partition"], PAIR))
+    places, worse = np.unique(pairs["worse"], return_inverse=True)
+    documents = read_documents(store, body, places)
+    own = read_shingles(store, body, places, documents)
+    firsts = np.append(0, np.cumsum(documents["shingles"].astype(np.int64)))
+    by_better = np.argsort(pairs["better"], kind="stable")
+    parts = [np.empty(0, EDGE)]
+    for data in read_segments(store, body["sets"], body["partition"]):
+        sent = np.frombuffer(data, np.uint64)
+        starts = _starts(sent)
+        # each pair's better document is in one of the runs, as it is sent once to a partition
+        left = np.searchsorted(pairs["better"][by_better], sent[starts], side="left")
+        right = np.searchsorted(pairs["better"][by_better], sent[starts], side="right")
+        chosen = by_better[_ranges(left, right)]
+        better = np.repeat(starts, right - left)
+        similarity = np.empty(len(chosen))
+        _jaccard(own, firsts, worse[chosen], sent, better, body["threshold"], similarity)
+        near = similarity >= body["threshold"]
+        parts.append(
+            _edges(pairs[chosen[near]], documents[worse[chosen[near]]], sent, better[near], similarity[near])
+        )
+    edges = np.concatenate(parts)
+    edges = edges[np.lexsort((edges["better_high"], edges["better_rank"], edges["worse"]))]
+    bounds = location_bounds(body["file_partitions"], body["files"])
     return {
         "edges": put_rows(store, edges),
-        "nodes": put_rows(store, nodes),
+        "asks": put_run(store, asks_of(edges, bounds), "better", bounds),
         "pairs": len(pairs),
         "verified": len(edges),
     }
 
 
-def read_documents(store: Store, entries: Sequence[Mapping[str, Any]], places: Locations) -> Rows:
-    """The DOCUMENT rows at the ascending locations `places`, of the files `entries`."""
-    parts = []
-    files, rows = files_of(places), rows_of(places)
-    for number in np.unique(files).tolist():
-        starts = rows[files == number] * DOCUMENT.itemsize
-        lengths = np.full(len(starts), DOCUMENT.itemsize)
-        parts.append(read_slices(store, File.from_json(entries[number]), starts, lengths))
-    return np.frombuffer(b"".join(parts), DOCUMENT)
+def _edges(
+    pairs: Rows, documents: Rows, sent: Hashes, better: Numbers, similarity: npt.NDArray[np.float64]
+) -> Rows:
+    edges = np.zeros(len(pairs), EDGE)
+    for name in ("worse", "better", "bands"):
+        edges[name] = pairs[name]
+    edges["similarity"] = similarity
+    edges["rank"], edges["id_high"] = documents["rank"], documents["id_high"]
+    for offset, name in enumerate(("better_rank", "better_high", "better_low"), start=1):
+        edges[name] = sent[better + offset]
+    return edges
 
 
-def _read_shingles(store: Store, shingles: Sequence[File], places: Locations, documents: Rows) -> Hashes:
-    """The shingles of the documents at the ascending locations `places`, set after set."""
-    parts = []
-    files = files_of(places)
-    for number in np.unique(files).tolist():
-        own = documents[files == number]
-        starts, lengths = own["first_shingle"].astype(np.int64) * 8, own["shingles"].astype(np.int64) * 8
-        parts.append(read_slices(store, shingles[number], starts, lengths))
-    return np.frombuffer(b"".join(parts), np.uint64)
+def _ranges(left: Numbers, right: Numbers) -> Numbers:
+    """The numbers left[0] … right[0] - 1, left[1] … right[1] - 1, and so on."""
+    sizes = right - left
+    return np.repeat(left - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+
+@compiled
+def _starts(sent: Hashes) -> Numbers:
+    """Where each set of a shipped run begins."""
+    starts = np.empty(len(sent) // HEADER, np.int64)
+    count = 0
+    at = np.int64(0)
+    while at < len(sent):
+        starts[count] = at
+        count += 1
+        at += np.int64(sent[at + HEADER - 1]) + HEADER
+    return starts[:count]
 
 
 @compiled
 def _jaccard(
-    sets: Hashes, firsts: Counts, left: Counts, right: Counts, similarity: npt.NDArray[np.float64]
+    own: Hashes,
+    firsts: Numbers,
+    worse: Numbers,
+    sent: Hashes,
+    better: Numbers,
+    threshold: float,
+    similarity: npt.NDArray[np.float64],
 ) -> None:
-    """similarity[k] = |A ∩ B| / |A ∪ B| of the sorted sets number left[k] and right[k]."""
-    for pair in range(len(left)):
-        i, i_end = firsts[left[pair]], firsts[left[pair] + 1]
-        j, j_end = firsts[right[pair]], firsts[right[pair] + 1]
-        union = (i_end - i) + (j_end - j)
+    """similarity[k] = |A ∩ B| / |A ∪ B| of set number worse[k] of `own` and the set that begins at better[k]
+    of `sent`; 0 where their sizes alone, or what is left to compare, exclude the threshold."""
+    for pair in range(len(worse)):
+        i, i_end = firsts[worse[pair]], firsts[worse[pair] + 1]
+        j = better[pair] + HEADER
+        j_end = j + np.int64(sent[better[pair] + HEADER - 1])
+        total = (i_end - i) + (j_end - j)
+        similarity[pair] = 0.0
         shared = 0
+        # J ≥ t asks for shared ≥ t / (1 + t) of both sizes; a little less, for what rounding does
+        least = threshold / (1 + threshold) * total - 1e-6
         while i < i_end and j < j_end:
-            a, b = sets[i], sets[j]
+            if shared + min(i_end - i, j_end - j) < least:
+                break
+            a, b = own[i], sent[j]
             shared += a == b
             i += a <= b
             j += b <= a
-        similarity[pair] = shared / (union - shared)
+        else:
+            similarity[pair] = shared / (total - shared)

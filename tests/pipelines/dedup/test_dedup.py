@@ -23,6 +23,7 @@ from units_of_work import unhurried
 
 from ingot.pipelines import dedup
 from ingot.pipelines.artifact import Artifact, File, commit, digest_of, put_table, read_table
+from ingot.pipelines.dedup.rows import KINDS
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.store import LocalStore, Store, open_store
 from ingot.pipelines.units import Unit, Workspace
@@ -58,7 +59,10 @@ class InProcess(Workspace):
 
     def run(self, step: str, units: Sequence[Unit], work: Any) -> list[dict[str, Any]]:
         ran = {"ran": {"host": "here", "pid": 0}}
-        return [json.loads(json.dumps({**work(self.store, unit.body), **ran})) for unit in units]
+        return [
+            json.loads(json.dumps({**work(self.store, json.loads(json.dumps(dict(unit.body)))), **ran}))
+            for unit in units
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,14 @@ def check_by_definition(
     def size(paths: Iterable[str]) -> int:
         return sum(len(texts[path].encode()) for path in paths)
 
-    kinds = [kind for _, _, kind in result.removed.values()]
+    by_kind = {kind: [path for path, gone in result.removed.items() if gone[2] == kind] for kind in KINDS}
     assert {name: result.metrics[name] for name in dedup.TOTALS} == {
         "documents_in": len(texts),
         "documents_out": len(result.kept),
         "bytes_in": size(texts),
         "bytes_out": size(result.kept),
-        "removed_exact": kinds.count("exact"),
-        "removed_near": kinds.count("near"),
+        **{f"removed_{kind}": len(paths) for kind, paths in by_kind.items()},
+        **{f"removed_bytes_{kind}": size(paths) for kind, paths in by_kind.items()},
     }
 
 
