@@ -238,6 +238,14 @@ def digest_of(files: Mapping[str, File]) -> str:
     return canonical_digest({name: file.to_json() for name, file in files.items()})
 
 
+def entries_of(body: Any) -> list[dict[str, Any]]:
+    """The entries of all files that a JSON body names, wherever they stand in it."""
+    if isinstance(body, dict):
+        own = [body] if "pieces" in body else []
+        return own + [entry for value in body.values() for entry in entries_of(value)]
+    return [entry for value in body for entry in entries_of(value)] if isinstance(body, list) else []
+
+
 def canonical_digest(body: Any) -> str:
     """SHA-256 of the canonical JSON: sorted keys, no spaces, UTF-8."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -15,17 +15,17 @@ from pydantic import TypeAdapter
 
 from ingot.errors import IngotError
 from ingot.pipelines import sources
-from ingot.pipelines.artifact import Artifact, File, put_table, read_table
+from ingot.pipelines.artifact import Artifact, File, put_json, put_table, read_table
 from ingot.pipelines.sections import Corpus, Files, PythonPackages
 from ingot.pipelines.store import Entry, Store
-from ingot.pipelines.units import Unit, Workspace
+from ingot.pipelines.units import Workspace
 
 if TYPE_CHECKING:
     import pyarrow
 
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 1
+VERSION = 2
 
 _SOURCE: TypeAdapter[PythonPackages | Files] = TypeAdapter(PythonPackages | Files)
 
@@ -48,14 +48,21 @@ def check(section: Corpus, artifact: Artifact) -> None:
 def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict[str, Any]]]) -> Outcome:
     from ingot.pipelines.pipeline import Outcome
 
-    bodies = [
-        {"source": sources.absolute(source).model_dump(), "entries": group, "file_bytes": section.unit_bytes}
+    groups = [
+        (source, group)
         for source in section.sources
         for group in _groups(inventory[source.name], section.unit_bytes)
     ]
-    records = workspace.run(
-        "read", [Unit(f"{number:05d}", body) for number, body in enumerate(bodies)], _read
-    )
+    bodies = [
+        {
+            "source": sources.absolute(source).model_dump(exclude={"snapshot"}),
+            "entries": group,
+            "file_bytes": section.unit_bytes,
+        }
+        for source, group in groups
+    ]
+    # A corpus to which a source is added, or taken from, reads the others' files no second time.
+    records = workspace.run_shared("corpus", "read", bodies, _read)
     total = {
         name: sum(record[name] for record in records)
         for name in ("files", "bytes_in", "documents_in", "documents_out", "bytes_out", "empty", "bad")
@@ -71,7 +78,14 @@ def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict
             "point corpus.sources at files with text, or name the field that holds it with text:"
         )
     parts = [part for record in records for part in record["documents"]]
-    files = {f"documents/{number:05d}.parquet": File.from_json(part) for number, part in enumerate(parts)}
+    files = {f"documents/{number:06d}.parquet": File.from_json(part) for number, part in enumerate(parts)}
+    snapshots = {source.name: source.snapshot for source in section.sources}
+    of_files = [
+        source.snapshot
+        for (source, _), record in zip(groups, records, strict=True)
+        for _ in record["documents"]
+    ]
+    files["snapshots.json"] = put_json(workspace.store, {"sources": snapshots, "files": of_files})
     bad = [record["quarantine"] for record in records if record["quarantine"]]
     files |= {f"quarantine/{number:05d}.parquet": File.from_json(part) for number, part in enumerate(bad)}
     metrics = {**total, "sources": {source.name: len(inventory[source.name]) for source in section.sources}}

@@ -26,6 +26,7 @@ def how(default: Any = ..., **bounds: Any) -> Any:
 
 
 MOST_SEED = 2**32 - 1
+MOST_SNAPSHOT = 4095
 
 
 class Section(BaseModel):
@@ -67,6 +68,7 @@ class PythonPackages(Section):
 
     source: Literal["python-packages"] = what()
     name: Name = what("python-packages")
+    snapshot: int = what(0, ge=0, le=MOST_SNAPSHOT)
     packages: list[str] = how(["transformers", "torch", "numpy", "ray"])  # the files found are hashed
 
 
@@ -75,6 +77,7 @@ class Files(Section):
 
     source: Literal["files"] = what()
     name: Name = what()
+    snapshot: int = what(0, ge=0, le=MOST_SNAPSHOT)  # documents of an earlier one rather stay
     path: str = how()  # the files found are hashed by relative path, size and content
     text: str = what("text")  # the field or column that holds the text
     url: str = what("url")  # the field or column that holds the address, where there is one
@@ -96,7 +99,8 @@ class Corpus(Section):
             raise ValueError(
                 f"two sources are named {twice[0]!r}; a name is part of a document's id, so give each its own"
             )
-        return sorted(sources, key=lambda source: source.name)  # the order of listing must not matter
+        # the order of listing must not matter
+        return sorted(sources, key=lambda source: (source.snapshot, source.name))
 
 
 class Dedup(Section):

@@ -14,17 +14,17 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ingot.errors import IngotError
-from ingot.pipelines.artifact import Damaged
+from ingot.pipelines.artifact import Damaged, Piece, canonical_digest, entries_of
 from ingot.pipelines.cluster import chatter_aside, home_of, refuse_elsewhere
 from ingot.pipelines.runs import Attempt
-from ingot.pipelines.store import Store, open_store
+from ingot.pipelines.store import ObjectMissing, Store, open_store
 
 # Of a task whose worker or node died. Ray Data's own default is to repeat for ever: a unit that always
 # kills its worker (too little memory, a crash in a library) would never end.
@@ -118,6 +118,27 @@ class Workspace:
             self.refuse_if_fenced()
             self._run_tasks(prefix, todo, work, records)
         return [records[unit.name] for unit in units]
+
+    def run_shared(
+        self, place: str, step: str, bodies: Sequence[Mapping[str, Any]], work: Work
+    ) -> list[dict[str, Any]]:
+        """As `run`, for work that is worth keeping for other artifacts: the records stand below
+        `shared/<place>/`, each under the digest of its body, and serve whoever asks for the same. One that
+        names objects which are gone is made anew."""
+        shared = replace(self, key=f"shared/{place}")
+        units = [Unit(canonical_digest(body)[:32], body) for body in bodies]
+        keys = [f"{shared.key}/units/{step}/{unit.name}.json" for unit in units]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(shared._forget_if_lost, keys))
+        return shared.run(step, units, work)
+
+    def _forget_if_lost(self, key: str) -> None:
+        with suppress(ObjectMissing):
+            pieces = [
+                piece for entry in entries_of(json.loads(self.store.read(key))) for piece in entry["pieces"]
+            ]
+            if not all(self.store.exists(Piece(**piece).key) for piece in pieces):
+                self.store.delete(key)
 
     def _run_tasks(
         self,

@@ -43,7 +43,7 @@ def test_every_byte_has_a_token(encoder: TextEncoder, special: set[int]) -> None
 
 
 def test_the_sample_is_learned(encoder: TextEncoder, small_path: Any) -> None:
-    texts = small_path.corpus.table("documents/00000.parquet")["text"].to_pylist()
+    texts = small_path.corpus.table("documents/000000.parquet")["text"].to_pylist()
     tokens = sum(map(len, encoder.encode_batch(texts)))
     assert sum(len(text.encode()) for text in texts) / tokens > 1.8
 
@@ -146,7 +146,7 @@ def test_the_template_refuses_an_unknown_role(hugging_face: Any) -> None:
 
 
 def test_hugging_face_reads_the_same_tokens(encoder: TextEncoder, hugging_face: Any, small_path: Any) -> None:
-    texts = small_path.corpus.table("documents/00000.parquet")["text"].to_pylist()[:5]
+    texts = small_path.corpus.table("documents/000000.parquet")["text"].to_pylist()[:5]
     assert hugging_face(texts)["input_ids"] == encoder.encode_batch(texts)
     assert hugging_face.decode(encoder.encode_batch(texts)[0]) == texts[0]
     assert (hugging_face.eos_token_id, hugging_face.pad_token_id) == (encoder.end_of_text,) * 2
@@ -180,7 +180,7 @@ def test_the_sample_is_as_large_as_asked(small_path: Any, run_one_stage: Callabl
 def test_what_dedup_removed_is_not_sampled(
     small_path: Any, keep: Callable[..., Artifact], run_one_stage: Callable[..., Artifact]
 ) -> None:
-    whole_file = small_path.corpus.table("documents/00001.parquet")["id"].to_pylist()
+    whole_file = small_path.corpus.table("documents/000001.parquet")["id"].to_pylist()
     dedup = keep(small_path.store, small_path.corpus, removed=whole_file)
     settings = {"vocabulary": 300, "sample_bytes": 10**9}
     inputs = {"corpus": small_path.corpus, "dedup": dedup}

@@ -120,7 +120,7 @@ def test_a_damaged_input_is_named(
     copy = LocalStore(str(tmp_path))
     for key in small_path.store.list(""):
         copy.create(key, small_path.store.read(key))
-    broken = small_path.corpus.files["documents/00002.parquet"].pieces[0].key
+    broken = small_path.corpus.files["documents/000002.parquet"].pieces[0].key
     copy.delete(broken)
     with pytest.raises(IngotError, match=f"documents is damaged: its object {broken} is missing; restore"):
         run_one_stage(copy, "tokens", {"held_out": 0.3}, small_path.inputs)

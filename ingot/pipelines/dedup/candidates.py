@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ingot.pipelines.dedup.exchange import location_bounds, partitions_of, put_run, read_partition
+from ingot.pipelines.dedup.exchange import (
+    location_bounds,
+    look_up,
+    partitions_of,
+    put_index,
+    put_run,
+    read_partition,
+)
 from ingot.pipelines.dedup.rows import ASK, BAND, MOST_BANDS, PAIR, Locations, Rows, begins, blocks, by_rank
 from ingot.pipelines.store import Store
 
@@ -24,16 +31,23 @@ BLOCK_PAIRS = 4_000_000  # held at once: 96 MB, and some copies
 def find_candidates(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the bands → `pairs`, runs of PAIR rows, distinct within each, cut by the worse
     document's location, and for each `asks`, a run of the ASK rows for their better documents, cut by the
-    location of these.
+    location of these; `asked`, the partitions that hold these; and an index of the new representatives.
 
-    body: `runs` (of BAND rows), `partition`, `files` and `file_partitions`."""
-    entries = read_partition(store, body["runs"], body["partition"], BAND)
-    entries = entries[by_rank(entries, "hash")]
-    bounds = location_bounds(body["file_partitions"], body["files"])
+    body: `runs` (of BAND rows), `partition`, `indexes` (of the representatives of earlier snapshots),
+    `cuts`."""
+    new = read_partition(store, body["runs"], body["partition"], BAND)
+    earlier = look_up(store, body["indexes"], "hash", np.unique(new["hash"]), BAND)
+    entries = np.concatenate([earlier, new])
+    is_new = np.arange(len(entries)) >= len(earlier)
+    order = by_rank(entries, "hash")
+    entries, is_new = entries[order], is_new[order]
+    bounds = location_bounds(body["cuts"])
     first = np.maximum.accumulate(np.where(begins(entries, "hash"), np.arange(len(entries)), 0))
-    partners = np.minimum(np.arange(len(entries)) - first, REPRESENTATIVES)
+    place = np.arange(len(entries)) - first
+    partners = np.where(is_new, np.minimum(place, REPRESENTATIVES), 0)
     bands = np.uint64(1) << (entries["hash"] & np.uint64(MOST_BANDS - 1))
     runs, asks = [], []
+    asked: set[int] = set()
     for start, stop in blocks(partners, BLOCK_PAIRS):
         own = partners[start:stop]
         nth = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)  # of an entry's partners
@@ -44,7 +58,9 @@ def find_candidates(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         pairs = distinct_pairs(pairs)
         runs.append(put_run(store, pairs, "worse", bounds))
         asks.append(put_run(store, asks_of(pairs, bounds), "better", bounds))
-    return {"pairs": runs, "asks": asks}
+        asked |= set(np.unique(partitions_of(bounds, pairs["better"])).tolist())
+    index = put_index(store, entries[is_new & (place < REPRESENTATIVES)], "hash")
+    return {"pairs": runs, "asks": asks, "asked": sorted(asked), "index": index}
 
 
 def distinct_pairs(pairs: Rows) -> Rows:

@@ -24,9 +24,11 @@ FAN_IN = 64  # runs that one task reads from, at most
 MERGED_BYTES = 128_000_000  # of a merged run, about
 READERS = 8  # requests at once of one task
 SMALL_RUN = 64_000  # bytes of a run that is read whole: one request, not two
+CELL = 1024  # rows of an index that are read at least
 GAP_BYTES = 128_000  # two slices nearer than this are read in one request
 
 Bounds = npt.NDArray[np.uint64]
+Cuts = Sequence[Sequence[int]]  # the documents files of each snapshot, and the partitions they are cut into
 Run = Mapping[str, Any]  # file, and the partitions it holds: first … end - 1
 
 
@@ -35,16 +37,18 @@ def hash_bounds(partitions: int) -> Bounds:
     return np.array([(part << 64) // partitions for part in range(partitions)], np.uint64)
 
 
-def location_bounds(partitions: int, files: int) -> Bounds:
+def location_bounds(cuts: Cuts) -> Bounds:
     """The least location of each partition of the documents files."""
-    return np.array(
-        [first_file(part, partitions, files) << ROW_BITS for part in range(partitions)], np.uint64
-    )
+    return np.array([first << ROW_BITS for first in first_files(cuts)], np.uint64)
 
 
-def first_file(part: int, partitions: int, files: int) -> int:
-    """The first documents file of a partition."""
-    return part * files // partitions
+def first_files(cuts: Cuts) -> list[int]:
+    """The first documents file of each partition."""
+    found, base = [], 0
+    for files, partitions in cuts:
+        found += [base + part * files // partitions for part in range(partitions)]
+        base += files
+    return found
 
 
 def partitions_of(bounds: Bounds, values: npt.NDArray[np.uint64]) -> Numbers:
@@ -169,3 +173,48 @@ def read_slices(store: Store, file: File, starts: Numbers, lengths: Numbers) -> 
 
     with ThreadPoolExecutor(READERS) as pool:
         return b"".join(pool.map(group, range(len(first))))
+
+
+def put_index(store: Store, rows: Rows, column: str) -> dict[str, Any]:
+    """Stores rows that are sorted by `column` as one file in which `look_up` finds a few: after the rows
+    stand fences, the first value of every CELL rows."""
+    values = rows[column]
+    fences = values[::CELL].astype("<u8").tobytes()
+    return {
+        "file": put_file(store, rows.tobytes() + fences).to_json(),
+        "rows": len(rows),
+        "least": int(values[0]) if len(rows) else 0,
+        "greatest": int(values[-1]) if len(rows) else 0,
+    }
+
+
+def look_up(
+    store: Store,
+    indexes: Sequence[Mapping[str, Any]],
+    column: str,
+    wanted: npt.NDArray[np.uint64],
+    dtype: np.dtype[np.void],
+) -> Rows:
+    """The rows of the indexes whose `column` is among the ascending values `wanted`. Only the cells that may
+    hold some are read."""
+    parts = [np.empty(0, dtype)]
+    for index in indexes:
+        own = wanted[(wanted >= index["least"]) & (wanted <= index["greatest"])]
+        if len(own) == 0 or index["rows"] == 0:
+            continue
+        file = File.from_json(index["file"])
+        size = index["rows"] * dtype.itemsize
+        fences = np.frombuffer(read_range(store, file, size, file.bytes - size, "an index"), "<u8")
+        # equal values may have begun in the cell before
+        first = np.maximum(np.searchsorted(fences, own, side="left") - 1, 0)
+        last = np.searchsorted(fences, own, side="right") - 1
+        edges = np.zeros(len(fences) + 1, np.int64)
+        np.add.at(edges, first, 1)
+        np.add.at(edges, last + 1, -1)
+        cells = np.flatnonzero(np.cumsum(edges)[:-1])
+        starts = cells * CELL
+        lengths = np.minimum(starts + CELL, index["rows"]) - starts
+        data = read_slices(store, file, starts * dtype.itemsize, lengths * dtype.itemsize)
+        rows = np.frombuffer(data, dtype)
+        parts.append(rows[np.isin(rows[column], own)])
+    return np.concatenate(parts)

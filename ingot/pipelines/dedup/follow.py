@@ -21,7 +21,7 @@ def follow_leaders(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the leaders → what put_removals gives for their followers.
 
     body: `followers` (join_keys' runs), `kind` (of KINDS), `removals` (runs of REMOVAL rows that hold what
-    went of the leaders), `partition`, `files`, `file_partitions`."""
+    went of the leaders), `partition`, `cuts`."""
     followers = read_partition(store, body["followers"], body["partition"], FOLLOWER)
     gone = read_partition(store, body["removals"], body["partition"], REMOVAL)
     gone = gone[np.argsort(gone["location"], kind="stable")]
@@ -40,4 +40,4 @@ def follow_leaders(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         if body["kind"] == "exact":
             for name in ("similarity", "bands", "kind"):
                 rows[name][went] = leader[name]
-    return put_removals(store, rows, location_bounds(body["file_partitions"], body["files"]))
+    return put_removals(store, rows, location_bounds(body["cuts"]))

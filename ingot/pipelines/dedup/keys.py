@@ -20,6 +20,9 @@ from ingot.pipelines.dedup.documents import ids, read_columns, utf8
 from ingot.pipelines.dedup.exchange import (
     hash_bounds,
     location_bounds,
+    look_up,
+    partitions_of,
+    put_index,
     put_rows,
     put_run,
     read_partition,
@@ -139,11 +142,17 @@ def address(url: str) -> str:
 
 def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the keys → `followers`, runs of FOLLOWER rows cut by the leader's location and (`gone`)
-    by their own.
+    by their own; `led`, the partitions that hold leaders; and an index of the new leaders.
 
-    body: `runs` (of KEY rows), `partition`, `files`, `file_partitions`."""
-    rows = read_partition(store, body["runs"], body["partition"], KEY)
-    rows = rows[by_rank(rows, "key_high", "key_low")]
+    body: `runs` (of KEY rows), `partition`, `indexes` (of the leaders of earlier snapshots), `excluded`
+    (locations that are as if they were not), `cuts`."""
+    new = read_partition(store, body["runs"], body["partition"], KEY)
+    new = new[~np.isin(new["location"], np.array(body["excluded"], np.uint64))]
+    earlier = look_up(store, body["indexes"], "key_high", np.unique(new["key_high"]), KEY)
+    rows = np.concatenate([earlier, new])
+    is_new = np.arange(len(rows)) >= len(earlier)
+    order = by_rank(rows, "key_high", "key_low")
+    rows, is_new = rows[order], is_new[order]
     first = np.flatnonzero(begins(rows, "key_high", "key_low"))
     leader = np.repeat(first, np.diff(np.append(first, len(rows))))
     follows = leader != np.arange(len(rows))
@@ -152,12 +161,14 @@ def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     followers["leader"] = rows["location"][leader[follows]]
     followers["leader_high"] = rows["id_high"][leader[follows]]
     followers["leader_low"] = rows["id_low"][leader[follows]]
-    bounds = location_bounds(body["file_partitions"], body["files"])
+    bounds = location_bounds(body["cuts"])
     by_leader = np.sort(followers, order=("leader", "location"))
     by_location = np.sort(followers, order="location")
     return {
         "followers": put_run(store, by_leader, "leader", bounds),
         "gone": put_run(store, by_location, "location", bounds),
+        "led": np.unique(partitions_of(bounds, followers["leader"])).tolist(),
+        "index": put_index(store, rows[first[is_new[first]]], "key_high"),
     }
 
 

@@ -39,27 +39,27 @@ UNDECIDED, STAYS, GOES, UNKNOWN = 0, 1, 2, 3
 
 def settle_edges(steps: Steps, verified: Sequence[Record]) -> list[Record]:
     """verify_pairs' records → put_removals' records of all that goes."""
-    partitions = steps.file_partitions
+    partitions, parts = steps.file_partitions, steps.new_parts
     edges = [record["edges"] for record in verified]
     left = sum(record["verified"] for record in verified)
     asked = steps.exchange("verified-asks", (record["asks"] for record in verified), partitions)
-    asks: list[Sequence[Run]] = [asked[part] for part in range(partitions)]
-    told: list[Sequence[Run]] = [[]] * partitions
+    asks: list[Sequence[Run]] = [asked[part] for part in parts]
+    told: list[Sequence[Run]] = [[] for _ in parts]
     removed: list[Record] = []
     number = 0
     while left > AT_ONCE:
         number += 1
-        bodies = [
-            {"edges": edges[part], "asks": asks[part], "told": told[part]} for part in range(partitions)
-        ]
+        bodies = {
+            part: {"edges": edges[at], "asks": asks[at], "told": told[at]} for at, part in enumerate(parts)
+        }
         records = steps.for_places(f"settle-{number}", settle_round, bodies.__getitem__, steps.places)
         removed += records
         decided = steps.exchange(f"decisions-{number}", (each["decisions"] for each in records), partitions)
         edges, asks = [each["edges"] for each in records], [[each["asks"]] for each in records]
-        told = [decided[part] for part in range(partitions)]
+        told = [decided[part] for part in parts]
         left = sum(each["undecided"] for each in records)
     some = [entry for entry in edges if entry["rows"]]
-    heard = {str(part): runs for part, runs in enumerate(told) if runs}
+    heard = {str(part): runs for part, runs in zip(parts, told, strict=True) if runs}
     return [*removed, steps.once("settle", settle_rest, {"edges": some, "told": heard, **steps.places})]
 
 
@@ -69,8 +69,8 @@ def settle_round(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     that are left (`undecided`: how many edges).
 
     body: `edges` (the entry of EDGE rows by the worse document and the better one's rank), `asks` (runs of
-    ASK rows), `told` (the decisions of the round before), `partition`, `files`, `file_partitions`."""
-    bounds = location_bounds(body["file_partitions"], body["files"])
+    ASK rows), `told` (the decisions of the round before), `partition`, `cuts`."""
+    bounds = location_bounds(body["cuts"])
     part = body["partition"]
     told = read_partition(store, body["told"], part, DECISION)
     edges = _told(read_rows(store, body["edges"], EDGE), told)
@@ -89,7 +89,7 @@ def settle_round(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     decisions = np.empty(int(answered.sum()), DECISION)
     decisions["location"] = asks["better"][answered][order]
     decisions["stays"] = known[answered][order] == STAYS
-    sizes = np.bincount(asks["partition"][answered].astype(np.int64), minlength=body["file_partitions"])
+    sizes = np.bincount(asks["partition"][answered].astype(np.int64), minlength=len(bounds))
     pending = asks[~answered]
     whole = np.array([pending.nbytes])
     return {
@@ -105,12 +105,12 @@ def settle_rest(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """All edges that are left → what put_removals gives.
 
     body: `edges` (the entries of the partitions that have any), `told` (as settle_round takes it, by
-    partition), `files`, `file_partitions`."""
+    partition), `cuts`."""
     edges = np.concatenate([np.empty(0, EDGE), *(read_rows(store, entry, EDGE) for entry in body["edges"])])
     told = [read_partition(store, runs, int(part), DECISION) for part, runs in body["told"].items()]
     edges = _told(edges, np.concatenate([np.empty(0, DECISION), *told]))
     settled = _Settled(edges, np.ones(len(edges), bool))
-    return put_removals(store, settled.removals(), location_bounds(body["file_partitions"], body["files"]))
+    return put_removals(store, settled.removals(), location_bounds(body["cuts"]))
 
 
 def _told(edges: Rows, told: Rows) -> Rows:

@@ -29,13 +29,14 @@ def ship_shingles(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the documents → `sets`: runs of sets, each HEADER numbers and the shingles, cut by the
     partition that asked.
 
-    body: `asks` (runs of ASK rows), `partition`, `file_partitions`, `first` (the partition's first documents
-    file), `signed` (sign's records of its documents files)."""
+    body: `asks` (runs of ASK rows), `partition`, `cuts`, `first` (the partition's first documents file),
+    `signed` (sign's records of its documents files)."""
     asks = distinct_asks(read_partition(store, body["asks"], body["partition"], ASK))
     places, first, wanted = np.unique(asks["better"], return_index=True, return_counts=True)
     documents = read_documents(store, body, places)
     sizes = documents["shingles"].astype(np.int64)
     runs = []
+    partitions = sum(cut for _, cut in body["cuts"])
     for start, stop in blocks((sizes + HEADER) * wanted, BLOCK_SHINGLES):
         own = asks[first[start] : first[stop - 1] + wanted[stop - 1]]
         own = own[np.argsort(own["partition"], kind="stable")]
@@ -49,7 +50,7 @@ def ship_shingles(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         for column, name in enumerate(("rank", "id_high", "id_low", "shingles"), start=1):
             heads[:, column] = documents[name][start:stop]
         _pack(heads, sets, ends, which, packed)
-        of_partition = np.bincount(own["partition"].astype(np.int64), lengths, body["file_partitions"])
+        of_partition = np.bincount(own["partition"].astype(np.int64), lengths, partitions)
         runs.append(put_segments(store, packed.tobytes(), of_partition.astype(np.int64) * 8))
     return {"sets": runs}
 

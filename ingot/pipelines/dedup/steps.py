@@ -6,21 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ingot.pipelines.artifact import File
-from ingot.pipelines.dedup.exchange import (
-    FAN_IN,
-    Column,
-    Run,
-    first_file,
-    location_bounds,
-    merge_runs,
-    partitions_of,
-)
-from ingot.pipelines.dedup.rows import ROW_BITS
+from ingot.pipelines.dedup.exchange import FAN_IN, Column, Cuts, Run, first_files, merge_runs
 from ingot.pipelines.store import Store
 from ingot.pipelines.units import Unit, Workspace
+
+PARTITION_ENTRIES = 500_000  # band entries of a partition of the hashes: 16 MB
+PARTITION_BYTES = 16_000_000  # of documents files, compressed: about 64 MB of text, and as much of shingles
+SMALL_PARTITIONS = 8  # a corpus of as many files is joined in as many parts, however small
 
 Record = dict[str, Any]
 Work = Callable[[Store, Mapping[str, Any]], Record]
@@ -38,48 +31,63 @@ class Exchange:
 
 @dataclass
 class Steps:
-    """The ways this stage cuts a step into units. `partitions` are those of the hashes, `file_partitions`
-    those of the documents files."""
+    """The ways this stage cuts a step into units. `partitions` are those of the hashes; `cuts` say how the
+    documents files of each snapshot are cut into partitions, those of the new one last."""
 
     workspace: Workspace
-    stems: Sequence[str]  # of the documents files
     partitions: int
-    file_partitions: int
+    cuts: Cuts
     processes: dict[str, int] = field(default_factory=dict)  # that took part in each step
 
-    @property
-    def places(self) -> Record:
-        """What every unit that cuts by location takes."""
-        return {"files": len(self.stems), "file_partitions": self.file_partitions}
+    def __post_init__(self) -> None:
+        self.firsts = first_files(self.cuts)
+        self.files = sum(files for files, _ in self.cuts)
+        self.new_files = range(self.files - self.cuts[-1][0], self.files)
+        self.file_partitions = len(self.firsts)
+        self.new_parts = range(self.file_partitions - self.cuts[-1][1], self.file_partitions)
+        self.places: Record = {
+            "cuts": [list(cut) for cut in self.cuts]
+        }  # what units take that cut by location
 
     def files_of(self, part: int) -> range:
         """The numbers of a partition's documents files."""
-        first, end = (first_file(at, self.file_partitions, len(self.stems)) for at in (part, part + 1))
-        return range(first, end)
-
-    def partition_of(self, number: int) -> int:
-        """The partition of a documents file."""
-        bounds = location_bounds(self.file_partitions, len(self.stems))
-        return int(partitions_of(bounds, np.array([number << ROW_BITS], np.uint64))[0])
+        return range(self.firsts[part], [*self.firsts, self.files][part + 1])
 
     def for_files(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
-        """A unit for each documents file, whose body is its number, its `own` and the `common`."""
-        bodies = [{"number": number, **own(number), **common} for number in range(len(self.stems))]
-        return self._run(step, work, [Unit(*unit) for unit in zip(self.stems, bodies, strict=True)])
+        """A unit for each new documents file, whose body is its number, its `own` and the `common`."""
+        bodies = [{"number": number, **own(number), **common} for number in self.new_files]
+        return self._run(step, work, [Unit(f"{body['number']:06d}", body) for body in bodies])
+
+    def for_texts(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
+        """As `for_files`, for a step that reads text: what it gives for a body is kept for any later run."""
+        bodies = [{"number": number, **own(number), **common} for number in self.new_files]
+        return self._noted(step, self.workspace.run_shared("dedup", step, bodies, work))
 
     def for_hashes(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
         """A unit for each partition of the hashes."""
-        return self._for(self.partitions, step, work, own, common)
+        return self._for(range(self.partitions), step, work, own, common)
 
-    def for_places(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
-        """A unit for each partition of the documents files."""
-        return self._for(self.file_partitions, step, work, own, common)
+    def for_places(
+        self,
+        step: str,
+        work: Work,
+        own: Callable[[int], Record],
+        common: Record,
+        parts: Iterable[int] | None = None,
+    ) -> list[Record]:
+        """A unit for each new partition of the documents files, or each of `parts`."""
+        return self._for(self.new_parts if parts is None else parts, step, work, own, common)
+
+    def touched(self, records: Iterable[Record], key: str) -> list[int]:
+        """The earlier partitions that the records name under `key`, and all new ones."""
+        named = {part for record in records for part in record[key]}
+        return [*sorted(named - set(self.new_parts)), *self.new_parts]
 
     def _for(
-        self, partitions: int, step: str, work: Work, own: Callable[[int], Record], common: Record
+        self, parts: Iterable[int], step: str, work: Work, own: Callable[[int], Record], common: Record
     ) -> list[Record]:
-        bodies = [{"partition": part, **own(part), **common} for part in range(partitions)]
-        return self._run(step, work, [Unit(f"{part:05d}", body) for part, body in enumerate(bodies)])
+        bodies = [{"partition": part, **own(part), **common} for part in parts]
+        return self._run(step, work, [Unit(f"{body['partition']:06d}", body) for body in bodies])
 
     def once(self, step: str, work: Work, body: Record) -> Record:
         """One unit for all."""
@@ -106,22 +114,19 @@ class Steps:
         return Exchange(columns)
 
     def _run(self, step: str, work: Work, units: Sequence[Unit]) -> list[Record]:
-        records = self.workspace.run(step, units, work)
+        return self._noted(step, self.workspace.run(step, units, work))
+
+    def _noted(self, step: str, records: list[Record]) -> list[Record]:
         processes = {(record["ran"]["host"], record["ran"]["pid"]) for record in records}
         self.processes[step] = len(processes)
         return records
 
 
 def choose_partitions(files: Sequence[File], bands: int, most: int | None) -> tuple[int, int]:
-    """Of the hashes and of the documents files: as the corpus asks, never as the cluster does, or a run that
-    goes on elsewhere would find the records of another cut."""
+    """Of the hashes and of the documents files: as the snapshot asks, never as the cluster does, or a run
+    that goes on elsewhere would find the records of another cut."""
     documents = sum(file.rows or 0 for file in files)
     asked = -(-documents * bands // PARTITION_ENTRIES)
     hashes = most or max(1, asked, min(len(files), SMALL_PARTITIONS))
     by_text = sum(file.bytes for file in files) // PARTITION_BYTES
     return hashes, max(1, min(len(files), most or max(by_text, SMALL_PARTITIONS)))
-
-
-PARTITION_ENTRIES = 500_000  # band entries of a partition of the hashes: 16 MB
-PARTITION_BYTES = 16_000_000  # of documents files, compressed: about 64 MB of text, and as much of shingles
-SMALL_PARTITIONS = 8  # a corpus of as many files is joined in as many parts, however small

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ingot.pipelines.dedup.candidates import asks_of, distinct_pairs
 from ingot.pipelines.dedup.compiled import compiled
 from ingot.pipelines.dedup.exchange import location_bounds, put_rows, put_run, read_partition, read_segments
-from ingot.pipelines.dedup.rows import EDGE, PAIR, Numbers, Rows
+from ingot.pipelines.dedup.rows import EDGE, PAIR, ROW_BITS, Numbers, Rows
 from ingot.pipelines.dedup.ship import HEADER, Hashes, read_documents, read_shingles
 from ingot.pipelines.store import Store
 
@@ -22,8 +22,8 @@ def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the pairs → `edges` (EDGE rows of those that reach the threshold, sorted by the worse
     document and the better one's rank) and `asks`, a run of ASK rows for their better documents.
 
-    body: `pairs` (runs of PAIR rows), `sets` (ship_shingles' runs), `partition`, `threshold`, `files`,
-    `file_partitions`, and `first` and `signed` as in ship_shingles."""
+    body: `pairs` (runs of PAIR rows), `sets` (ship_shingles' runs), `partition`, `threshold`, `cuts`, and
+    `first` and `signed` as in ship_shingles."""
     pairs = distinct_pairs(read_partition(store, body["pairs"], body["partition"], PAIR))
     places, worse = np.unique(pairs["worse"], return_inverse=True)
     documents = read_documents(store, body, places)
@@ -47,10 +47,13 @@ def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         )
     edges = np.concatenate(parts)
     edges = edges[np.lexsort((edges["better_high"], edges["better_rank"], edges["worse"]))]
-    bounds = location_bounds(body["file_partitions"], body["files"])
+    # Of earlier snapshots only those that stay have shingles to be near to.
+    edges["better_stays"] = edges["better"] < sum(files for files, _ in body["cuts"][:-1]) << ROW_BITS
+    open_ = edges[edges["better_stays"] == 0]
+    bounds = location_bounds(body["cuts"])
     return {
         "edges": put_rows(store, edges),
-        "asks": put_run(store, asks_of(edges, bounds), "better", bounds),
+        "asks": put_run(store, asks_of(open_, bounds), "better", bounds),
         "pairs": len(pairs),
         "verified": len(edges),
     }

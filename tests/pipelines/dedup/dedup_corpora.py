@@ -52,15 +52,21 @@ def make_corpus(store: Store, texts: Mapping[str, str], files: int, key: str) ->
     return commit(store, f"artifacts/corpus/{key}", "corpus", key, entries, {}, {})
 
 
-def documents_table(paths: Sequence[str], texts: Mapping[str, str]) -> pyarrow.Table:
+def documents_table(
+    paths: Sequence[str],
+    texts: Mapping[str, str],
+    source: str = "test",
+    urls: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> pyarrow.Table:
     count = len(paths)
     columns = {
         "id": [name_of(path) for path in paths],
         "text": [texts[path] for path in paths],
-        "source": ["test"] * count,
+        "source": [source] * count,
         "path": list(paths),
         "record": [0] * count,
-        "url": [None] * count,
-        "metadata": [None] * count,
+        "url": [(urls or {}).get(path) for path in paths],
+        "metadata": [(metadata or {}).get(path) for path in paths],
     }
     return pyarrow.table(columns, schema=SCHEMA)
