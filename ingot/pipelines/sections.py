@@ -26,7 +26,8 @@ def how(default: Any = ..., **bounds: Any) -> Any:
 
 
 MOST_SEED = 2**32 - 1
-MOST_SNAPSHOT = 4095
+MOST_SNAPSHOT, MOST_SOURCES = 4095, 256  # what fits into a document's rank
+MOST_BANDS = 64
 
 
 class Section(BaseModel):
@@ -110,11 +111,43 @@ class Dedup(Section):
     url: bool = what(False)  # of documents with one address only the best stays
     priority: list[Name] = what([])  # sources, the one whose documents rather stay first
     quality: str | None = what(None)  # a number in a document's metadata; the higher rather stays
+    decide: Literal["jaccard", "components"] = what("jaccard")  # see dedup.components
+    takedown: list[str] = what([])  # ids and addresses of documents that are to be nowhere
     ngram: int = what(5, ge=1)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)
-    threshold: float = what(0.8, gt=0, le=0.98)  # exact Jaccard similarity of the shingle sets
+    bands: int | None = what(None, ge=1, le=MOST_BANDS)  # of the signature; by default what threshold asks
+    rows: int | None = what(None, ge=1, le=1024)  # of each band
+    threshold: float = what(0.8)  # exact Jaccard similarity of the shingle sets
     seed: int = what(1, ge=0, le=MOST_SEED)
     partitions: int | None = what(None, ge=1)  # of each exchange; by default as the size of the corpus asks
+
+    @model_validator(mode="after")
+    def _bands_fit(self) -> Dedup:
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"threshold {self.threshold:g} is no similarity between 0 and 1, both excluded; nearest: "
+                f"{0.01 if self.threshold <= 0 else 0.99}"
+            )
+        if len(self.priority) >= MOST_SOURCES:
+            raise ValueError(f"priority names {len(self.priority)} sources; at most {MOST_SOURCES - 1}")
+        if (self.bands is None) != (self.rows is None):
+            given, other = ("bands", "rows") if self.rows is None else ("rows", "bands")
+            rest = max(1, self.permutations // getattr(self, given))
+            raise ValueError(f"{given} without {other}; add {other}: {rest}, or leave out both")
+        if self.bands and self.rows and self.bands * self.rows != self.permutations:
+            product = self.bands * self.rows
+            bands = _nearest_divisor(self.bands, self.permutations)
+            raise ValueError(
+                f"bands {self.bands} x rows {self.rows} are {product} permutations, not {self.permutations}; "
+                f"nearest: bands {bands} and rows {self.permutations // bands}, or permutations {product}"
+            )
+        return self
+
+
+def _nearest_divisor(bands: int, permutations: int) -> int:
+    """Of the permutations, for a number of bands."""
+    divisors = [count for count in range(1, MOST_BANDS + 1) if permutations % count == 0]
+    return min(divisors, key=lambda count: abs(count - bands))
 
 
 class Tokenizer(Section):

@@ -40,6 +40,8 @@ def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) ->
     numbers: list[int] = meta.get("files", [0] * len(names))
     done = 0
     base: Base | None = None
+    if section.decide == "components":  # a new document may join two old ones
+        numbers = [max(numbers, default=0)] * len(numbers)
     for number, group in groupby(numbers):
         done += len(list(group))
         own = names[:done]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ingot.pipelines.sections import MOST_BANDS, Dedup
+
 # A candidate that proves to be none costs a comparison of two sets; a pair that is no candidate is lost. With
 # 128 permutations and threshold 0.8 these weights give 17 bands of 7 rows: a pair at 0.85 becomes a candidate
 # with probability 0.999, one at 0.8 with 0.982.
@@ -22,11 +24,16 @@ class Banding:
         return float(1 - (1 - similarity**self.rows) ** self.bands)
 
 
-def choose_banding(threshold: float, permutations: int) -> Banding:
-    """The bands and rows, of at most `permutations`, that miss least near the threshold."""
+def choose_banding(section: Dedup) -> Banding:
+    """The bands and rows that are given, or those of at most `permutations` that miss least near the
+    threshold."""
+    if section.bands and section.rows:
+        return Banding(section.bands, section.rows)
     from datasketch import MinHashLSH
 
-    lsh = MinHashLSH(
-        threshold=threshold, num_perm=permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
-    )
-    return Banding(lsh.b, lsh.r)
+    weights = (FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
+    try:
+        lsh = MinHashLSH(threshold=section.threshold, num_perm=section.permutations, weights=weights)
+    except ValueError:  # so near to 1 that a single band would be best, which it does not know
+        return Banding(2, section.permutations // 2)
+    return Banding(min(lsh.b, MOST_BANDS), lsh.r)

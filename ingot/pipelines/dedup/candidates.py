@@ -21,7 +21,8 @@ from ingot.pipelines.dedup.exchange import (
     put_run,
     read_partition,
 )
-from ingot.pipelines.dedup.rows import ASK, BAND, MOST_BANDS, PAIR, Locations, Rows, begins, blocks, by_rank
+from ingot.pipelines.dedup.rows import ASK, BAND, PAIR, Locations, Rows, begins, blocks, by_rank
+from ingot.pipelines.sections import MOST_BANDS
 from ingot.pipelines.store import Store
 
 REPRESENTATIVES = 32

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.errors import IngotError
+from ingot.pipelines.sections import MOST_SNAPSHOT, MOST_SOURCES
 
-SNAPSHOTS, SOURCES = 1 << 12, 1 << 8
 _LENGTHS = 1 << 28
 
 Ranks = npt.NDArray[np.uint64]
@@ -34,8 +34,8 @@ def ranks(
 ) -> Ranks:
     """The ranks of the documents of one source. `quality` [documents] may hold NaN, which is the worst, as
     is None for all; `lengths` are in bytes."""
-    assert 0 <= snapshot < SNAPSHOTS, snapshot
-    assert 0 <= priority < SOURCES, priority
+    assert 0 <= snapshot <= MOST_SNAPSHOT, snapshot
+    assert 0 <= priority < MOST_SOURCES, priority
     ranked = (_LENGTHS - 1 - np.minimum(lengths, _LENGTHS - 1)).astype(np.uint64)
     if quality is not None:
         ranked |= _descending(quality) << np.uint64(28)

@@ -11,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ingot.pipelines.sections import MOST_BANDS
+
 Rows = np.ndarray[tuple[int], np.dtype[np.void]]
 Numbers = npt.NDArray[np.int64]
 Locations = npt.NDArray[np.uint64]
@@ -30,6 +32,8 @@ FOLLOWER = _row("location", "leader", "leader_high", "leader_low")
 BAND = _row("hash", "rank", "id_high", "location")
 # two locations of which `better` has the better rank, and the bands they share, a bit each
 PAIR = _row("worse", "better", "bands")
+# two documents of one component; for a while either end may be the better one
+LINK = _row("worse", "worse_rank", "worse_id", "better", "better_rank", "better_id")
 # a document that a partition of the others asks for
 ASK = _row("better", "partition")
 # a pair whose similarity reaches the threshold
@@ -44,10 +48,10 @@ REMOVAL = _row("location", "witness", "witness_high", "witness_low", "similarity
 # a document that stays, and how many go for it
 GAIN = _row("location", "copies")
 
-KINDS = ("near", "exact", "url")  # of a removal, by number
+KINDS = ("near", "exact", "url", "takedown")  # of a removal, by number
+NOBODY = (1 << 64) - 1  # the witness of what is taken down
 ROW_BITS = 32
-BAND_BITS = 6  # of a bucket's hash: the number of its band
-MOST_BANDS = 1 << BAND_BITS
+BAND_BITS = MOST_BANDS.bit_length() - 1  # of a bucket's hash: the number of its band
 
 
 def locations(file: int, rows: int) -> Locations:

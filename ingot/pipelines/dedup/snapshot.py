@@ -15,6 +15,7 @@ from typing import Any
 from ingot.pipelines.artifact import Artifact, File, entries_of, put_json
 from ingot.pipelines.dedup.banding import choose_banding
 from ingot.pipelines.dedup.candidates import find_candidates
+from ingot.pipelines.dedup.components import join_components
 from ingot.pipelines.dedup.examples import find_examples
 from ingot.pipelines.dedup.exchange import Column
 from ingot.pipelines.dedup.follow import follow_leaders
@@ -24,6 +25,7 @@ from ingot.pipelines.dedup.settle import settle_edges
 from ingot.pipelines.dedup.ship import ship_shingles
 from ingot.pipelines.dedup.sign import sign_documents
 from ingot.pipelines.dedup.steps import Exchange, Record, Steps, choose_partitions
+from ingot.pipelines.dedup.takedown import find_taken_down
 from ingot.pipelines.dedup.verify import verify_pairs
 from ingot.pipelines.dedup.write import EXAMPLES, add_gains, write_files
 from ingot.pipelines.pipeline import Outcome
@@ -95,6 +97,13 @@ class Snapshot:
         self.steps, self.section, self.earlier, self.texts, self.stems = steps, section, earlier, texts, stems
         self.indexes: dict[str, list[Record]] = {}
         self.removals = Exchange([])
+        self.taken: list[Record] = []
+
+    def take_down(self) -> None:
+        """Finds what is to be nowhere."""
+        if self.section.takedown:
+            common = {"takedown": sorted(self.section.takedown), **self.steps.places}
+            self.taken = self.steps.for_files("takedown", find_taken_down, self.texts.__getitem__, common)
 
     def copies(self, keyed: Mapping[int, Record]) -> dict[str, list[Record]]:
         """Kind of copy → join_keys' records."""
@@ -120,7 +129,7 @@ class Snapshot:
             kind,
             join_keys,
             lambda part: {"runs": keys[part], "indexes": self._earlier(kind, part)},
-            {"excluded": [], **self.steps.places},
+            {"excluded": _flat(self.taken, "excluded"), **self.steps.places},
         )
         self.indexes[kind] = _values(records, "index")
         return records
@@ -241,7 +250,7 @@ def add_snapshot(
     earlier = Earlier(base)
     files = [corpus.files[name] for name in names]
     new = files[len(earlier.files) :]
-    banding = choose_banding(section.threshold, section.permutations)
+    banding = choose_banding(section)
     partitions, file_partitions = choose_partitions(new, banding.bands, section.partitions)
     steps = Steps(workspace, partitions, [*earlier.cuts, (len(new), file_partitions)])
     texts = [{"documents": file.to_json()} for file in files]
@@ -250,9 +259,10 @@ def add_snapshot(
 
     keying: Record = {"scope": section.scope, "url": section.url, "priority": section.priority}
     keying |= {"quality": section.quality, "snapshots": dict(snapshots), "partitions": partitions}
+    snapshot.take_down()
     keyed = _numbered(steps, steps.for_texts("keys", find_keys, texts.__getitem__, keying))
     copies = snapshot.copies(keyed)
-    runs = [run for records in copies.values() for run in _values(records, "gone")]
+    runs = [run for records in (*copies.values(), snapshot.taken) for run in _values(records, "gone")]
     gone = steps.exchange("gone", runs, steps.file_partitions)
 
     def signing(number: int) -> Record:
@@ -262,12 +272,16 @@ def add_snapshot(
     settings: Record = {"ngram": section.ngram, "seed": section.seed, "scope": section.scope}
     settings |= {"bands": banding.bands, "band_rows": banding.rows, "partitions": partitions}
     signed = _numbered(steps, steps.for_texts("sign", sign_documents, signing, settings))
-    verified = snapshot.near(signed)
-    removed = settle_edges(steps, verified)
+    verified: list[Record] = []
+    if section.decide == "components":
+        removed = join_components(steps, _values(signed.values(), "bands"), signed)
+    else:
+        verified = snapshot.near(signed)
+        removed = settle_edges(steps, verified)
     for kind in ("exact", "url"):
         if kind in copies:
             removed += snapshot.follow(kind, copies[kind], removed)
-    written, changed = snapshot.write(signed, removed)
+    written, changed = snapshot.write(signed, [*removed, *snapshot.taken])
     examples = snapshot.examples(written)
 
     metrics = _metrics(earlier.metrics, written, changed)

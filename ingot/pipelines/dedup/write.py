@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow
+import pyarrow.compute
 
 from ingot.pipelines.artifact import File, put_table, read_table
 from ingot.pipelines.dedup.documents import id_strings
@@ -16,13 +17,14 @@ from ingot.pipelines.dedup.rows import (
     DOCUMENT,
     GAIN,
     KINDS,
-    MOST_BANDS,
+    NOBODY,
     REMOVAL,
     Numbers,
     Rows,
     files_of,
     rows_of,
 )
+from ingot.pipelines.sections import MOST_BANDS
 from ingot.pipelines.store import Store
 
 EXAMPLES = 20
@@ -32,7 +34,7 @@ SHOWN_BYTES = 1200  # about the length of the text that is shown beside its witn
 def put_removals(store: Store, rows: Rows, bounds: Bounds) -> dict[str, Any]:
     """Stores REMOVAL rows as `removals`, a run cut by location, and what their witnesses gain as `gains`, a
     run of GAIN rows cut likewise; `gaining` are the partitions of these."""
-    witness, copies = np.unique(rows["witness"], return_counts=True)
+    witness, copies = np.unique(rows["witness"][rows["witness"] != NOBODY], return_counts=True)
     gains = np.empty(len(witness), GAIN)
     gains["location"], gains["copies"] = witness, copies
     return {
@@ -68,7 +70,11 @@ def write_files(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         removed = pyarrow.table(
             {
                 "id": names.take(pyarrow.array(gone)),
-                "witness_id": id_strings(own["witness_high"], own["witness_low"]),
+                "witness_id": pyarrow.compute.if_else(
+                    pyarrow.array(own["witness"] != NOBODY),
+                    id_strings(own["witness_high"], own["witness_low"]),
+                    None,
+                ),
                 "similarity": pyarrow.array(own["similarity"], mask=np.isnan(own["similarity"])),
                 "bands": _bands(own["bands"]),
                 "kind": pyarrow.array(KINDS).take(pyarrow.array(own["kind"].astype(np.int8))),
