@@ -33,7 +33,7 @@ from ingot.pipelines.dedup.rows import (
     DOCUMENT,
     FOLLOWER,
     KEY,
-    Rows,
+    ROW,
     begins,
     by_rank,
     files_of,
@@ -172,23 +172,28 @@ def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def find_gone(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A partition of the documents → for each of its files the rows that follow others, sorted: an entry of
+    its own, that changes only with them.
+
+    body: `runs` (of FOLLOWER rows by location), `partition`, `files` (their numbers)."""
+    gone = read_partition(store, body["runs"], body["partition"], FOLLOWER)["location"]
+    own = (np.sort(rows_of(gone[files_of(gone) == number])).astype(ROW) for number in body["files"])
+    return {"files": [put_rows(store, rows) for rows in own]}
+
+
+def stay(store: Store, documents: int, entry: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Which of a file's documents follow no other: all but those of find_gone's entry."""
+    stays = np.ones(documents, bool)
+    stays[read_rows(store, entry, ROW)["row"].astype(np.int64)] = False
+    return stays
+
+
 def leave_followers_out(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """The KEY rows of a file's contents, without those that go for their address, as a run.
 
-    body: `contents` (the entry of the rows), `gone` (as `stay` takes it), `number`, `file_partition`,
-    `partitions`."""
+    body: `contents` (the entry of the rows), `gone` (find_gone's of the file), `number`, `partitions`."""
     rows = read_rows(store, body["contents"], KEY)
-    rows = rows[stay(store, len(rows), body)]
+    rows = rows[stay(store, len(rows), body["gone"])]
     rows = np.sort(rows, order="key_high", kind="stable")
     return {"contents": put_run(store, rows, "key_high", hash_bounds(body["partitions"]))}
-
-
-def stay(store: Store, documents: int, body: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Which of a file's documents are no followers.
-
-    body: `gone` (the runs of FOLLOWER rows by location that hold the file's), `number`, `file_partition`."""
-    gone: Rows = read_partition(store, body["gone"], body["file_partition"], FOLLOWER)
-    gone = gone[files_of(gone["location"]) == body["number"]]
-    stays = np.ones(documents, bool)
-    stays[rows_of(gone["location"])] = False
-    return stays

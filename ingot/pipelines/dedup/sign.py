@@ -19,14 +19,14 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     hashes, one after another) and `bands` (a run of BAND rows, cut by the hash). Copies are left out of the
     last two.
 
-    body: `documents` (the file's entry), `rows` (of find_keys), `number`, `partitions`, `scope`, `ngram`,
-    `bands`, `band_rows`, `seed`, and what `stay` takes."""
+    body: `documents` (the file's entry), `rows` (find_keys' DOCUMENT rows), `gone` (find_gone's of the file),
+    `number`, `partitions`, `scope`, `ngram`, `bands`, `band_rows`, `seed`."""
     from ingot.pipelines.dedup.kernels import capacity, permutations, sign
 
     table = read_columns(store, body["documents"], ["text", "source"])
     data, offsets = utf8(table["text"])
     documents = read_rows(store, body["rows"], DOCUMENT).copy()
-    wanted = stay(store, len(documents), body)
+    wanted = stay(store, len(documents), body["gone"])
 
     bands = body["bands"]
     multipliers, addends = permutations(bands * body["band_rows"], body["seed"])

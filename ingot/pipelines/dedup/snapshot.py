@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from ingot.pipelines.artifact import Artifact, File, entries_of, put_json
@@ -17,9 +18,9 @@ from ingot.pipelines.dedup.banding import choose_banding
 from ingot.pipelines.dedup.candidates import find_candidates
 from ingot.pipelines.dedup.components import join_components
 from ingot.pipelines.dedup.examples import find_examples
-from ingot.pipelines.dedup.exchange import Column
+from ingot.pipelines.dedup.exchange import Column, Run
 from ingot.pipelines.dedup.follow import follow_leaders
-from ingot.pipelines.dedup.keys import find_keys, join_keys, leave_followers_out
+from ingot.pipelines.dedup.keys import find_gone, find_keys, join_keys, leave_followers_out
 from ingot.pipelines.dedup.rows import KINDS
 from ingot.pipelines.dedup.settle import settle_edges
 from ingot.pipelines.dedup.ship import ship_shingles
@@ -112,11 +113,11 @@ class Snapshot:
         contents = [each["contents"] for each in keyed.values()]
         if self.section.url:
             found["url"] = self._join("url", [each["addresses"] for each in keyed.values()])
-            gone = steps.exchange("url-gone", _values(found["url"], "gone"), steps.file_partitions)
+            gone = self.gone("url-gone", _values(found["url"], "gone"))
             remaining = steps.for_files(
                 "contents",
                 leave_followers_out,
-                lambda number: {"contents": keyed[number]["contents"], **self.gone(gone, number)},
+                lambda number: {"contents": keyed[number]["contents"], "gone": gone[number]},
                 {"partitions": steps.partitions},
             )
             contents = _values(remaining, "contents")
@@ -137,10 +138,14 @@ class Snapshot:
     def _earlier(self, name: str, part: int) -> list[Record]:
         return self.earlier.indexes(name, part, self.steps.partitions)
 
-    def gone(self, gone: Exchange, number: int) -> Record:
-        """What `keys.stay` takes of a file."""
-        part = next(part for part in self.steps.new_parts if number in self.steps.files_of(part))
-        return {"gone": gone[part], "file_partition": part}
+    def gone(self, step: str, runs: Iterable[Run]) -> dict[int, Record]:
+        """What find_gone gives of each new file."""
+        steps = self.steps
+        gone = steps.exchange(f"{step}-runs", runs, steps.file_partitions)
+        records = steps.for_places(
+            step, find_gone, lambda part: {"runs": gone[part], "files": list(steps.files_of(part))}, {}
+        )
+        return _numbered(steps, _flat(records, "files"))
 
     def near(self, signed: Mapping[int, Record]) -> list[Record]:
         """verify_pairs' records."""
@@ -262,12 +267,10 @@ def add_snapshot(
     snapshot.take_down()
     keyed = _numbered(steps, steps.for_texts("keys", find_keys, texts.__getitem__, keying))
     copies = snapshot.copies(keyed)
-    runs = [run for records in (*copies.values(), snapshot.taken) for run in _values(records, "gone")]
-    gone = steps.exchange("gone", runs, steps.file_partitions)
+    gone = snapshot.gone("gone", _values([*chain(*copies.values()), *snapshot.taken], "gone"))
 
     def signing(number: int) -> Record:
-        rows = {"rows": keyed[number]["documents"]}
-        return {**texts[number], **rows, **snapshot.gone(gone, number)}
+        return {**texts[number], "rows": keyed[number]["documents"], "gone": gone[number]}
 
     settings: Record = {"ngram": section.ngram, "seed": section.seed, "scope": section.scope}
     settings |= {"bands": banding.bands, "band_rows": banding.rows, "partitions": partitions}

@@ -1,0 +1,338 @@
+"""Who stays, among whom, and what a later snapshot or a takedown changes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dedup_corpora import documents_table, name_of, planted_pair, unique_words
+
+from ingot.errors import IngotError, UsageError
+from ingot.pipelines import dedup
+from ingot.pipelines.artifact import Artifact, File, commit, digest_of, put_json, put_table, read_table
+from ingot.pipelines.dedup.keys import address
+from ingot.pipelines.pipeline import Outcome
+from ingot.pipelines.recipe import load_recipe
+from ingot.pipelines.sections import Dedup
+from ingot.pipelines.store import LocalStore
+from ingot.pipelines.units import Unit, Workspace
+
+
+class Quiet:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *words, **figures: None
+
+
+class InProcess(Workspace):
+    """Runs the units here, one after another, and leaves their records."""
+
+    def _run_tasks(
+        self, prefix: str, todo: Sequence[Unit], work: Any, records: dict[str, dict[str, Any]]
+    ) -> None:
+        for unit in todo:
+            body = json.loads(json.dumps(dict(unit.body)))
+            record = {**work(self.store, body), "ran": {"host": "here", "pid": 0}}
+            self.store.create(f"{prefix}{unit.name}.json", json.dumps(record).encode())
+            records[unit.name] = json.loads(json.dumps(record))
+
+
+PATHS: dict[str, str] = {}  # by id
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents path → text, cut into files."""
+
+    name: str
+    texts: Mapping[str, str]
+    snapshot: int = 0
+    files: int = 2
+    urls: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def make(store: LocalStore, *sources: Source, at_once: bool = False) -> Artifact:
+    """The corpus of the sources, in the order of their snapshots; `at_once`: as if they were one snapshot."""
+    entries: dict[str, File] = {}
+    numbers = []
+    PATHS.update({name_of(path): path for source in sources for path in source.texts})
+    for source in sources:
+        paths = list(source.texts)
+        for number in range(source.files):
+            own = paths[len(paths) * number // source.files : len(paths) * (number + 1) // source.files]
+            table = documents_table(own, source.texts, source.name, source.urls, source.metadata)
+            entries[f"documents/{len(entries):06d}.parquet"] = put_table(store, table)
+            numbers.append(sources[-1].snapshot if at_once else source.snapshot)
+    snapshots = {"sources": {source.name: source.snapshot for source in sources}, "files": numbers}
+    entries["snapshots.json"] = put_json(store, snapshots)
+    return commit(store, f"artifacts/corpus/{digest_of(entries)}", "corpus", "", entries, {}, {})
+
+
+@dataclass(frozen=True)
+class Result:
+    """By path: (witness, kind) of what went, and for how many each of the others stands."""
+
+    removed: dict[str, tuple[str | None, str]]
+    kept: dict[str, int]
+    outcome: Outcome
+
+
+def deduplicate(store: LocalStore, corpus: Artifact, **settings: Any) -> Result:
+    workspace = InProcess(store, "artifacts/dedup/test", Quiet())
+    outcome = dedup.run(workspace, Dedup(**settings), {"corpus": corpus})
+    names = [name for name in outcome.files if name.startswith("removed/")]
+    rows = {
+        kind: [
+            row
+            for name in names
+            for row in read_table(store, outcome.files[name.replace("removed", kind)], name).to_pylist()
+        ]
+        for kind in ("removed", "kept")
+    }
+    removed = {PATHS[row["id"]]: (PATHS.get(row["witness_id"]), row["kind"]) for row in rows["removed"]}
+    return Result(removed, {PATHS[row["id"]]: row["copies"] for row in rows["kept"]}, outcome)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+def text(seed: int, words: int = 60) -> str:
+    return " ".join(unique_words(random.Random(seed), words))
+
+
+def near(seed: int) -> tuple[str, str]:
+    """Two near duplicates of the same length."""
+    left, right, _ = planted_pair(random.Random(seed), 0.9, 100)
+    return left, right
+
+
+def test_the_earlier_snapshot_stays_before_all_else(store: LocalStore) -> None:
+    first, second = near(1)
+    corpus = make(store, Source("old", {"a": first}, 1), Source("new", {"b": second + " and more of it"}, 2))
+    assert deduplicate(store, corpus, priority=["new"]).removed == {"b": ("a", "near")}
+
+
+def test_then_the_source_that_is_named_first_then_quality_then_length(store: LocalStore) -> None:
+    first, second = near(1)
+    longer = second + " and more of it"
+    two = Source("one", {"a": first}), Source("two", {"b": longer})
+    assert deduplicate(store, make(store, *two)).removed == {"a": ("b", "near")}
+    assert deduplicate(store, make(store, *two), priority=["one"]).removed == {"b": ("a", "near")}
+    assert deduplicate(store, make(store, *two), priority=["two", "one"]).removed == {"a": ("b", "near")}
+    scores = {"a": json.dumps({"score": 0.5}), "b": json.dumps({"score": -3, "other": "x"})}
+    scored = Source("one", {"a": first, "b": longer, "c": longer + " still"}, metadata=scores)
+    result = deduplicate(store, make(store, scored), quality="score")
+    assert result.removed == {"b": ("a", "near"), "c": ("a", "near")}
+
+
+def test_a_quality_that_is_no_number_is_told(store: LocalStore) -> None:
+    source = Source("one", {"a": text(1)}, files=1, metadata={"a": json.dumps({"score": "high"})})
+    with pytest.raises(IngotError, match=r'dedup\.quality: score is "high" in row 0 of documents file 0, no'):
+        deduplicate(store, make(store, source), quality="score")
+
+
+def test_within_a_source_another_source_does_not_count(store: LocalStore) -> None:
+    first, second = near(1)
+    texts = {"near": first, "copy": text(2), "copied": text(2)}
+    two = Source("one", texts), Source("two", {"far": second, "far copy": text(2)})
+    assert len(deduplicate(store, make(store, *two)).removed) == 3
+    result = deduplicate(store, make(store, *two), scope="source")
+    [(gone, (witness, kind))] = result.removed.items()
+    assert ({gone, witness}, kind) == ({"copy", "copied"}, "exact")
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("http://Example.org/a?b=C#d", "https://example.org:443/a?b=C", True),
+        ("https://example.org", "https://example.org/", True),
+        ("https://example.org/a", "https://example.org/A", False),
+        ("https://example.org:8080/", "https://example.org/", False),
+        ("https://example.org/?a", "https://example.org/?b", False),
+        ("not a url", " not a url ", True),
+        ("http://[broken", "http://[broken", True),
+    ],
+)
+def test_addresses_of_one_page_are_one(url: str, other: str, same: bool) -> None:
+    assert (address(url) == address(other)) == same
+
+
+def test_of_one_address_the_best_stays_and_what_it_goes_for_is_told(store: LocalStore) -> None:
+    first, second = near(1)
+    texts = {"page": text(2, 80), "page, earlier": text(3), "kept": first + " some more", "gone": second}
+    texts |= {"gone, earlier": text(4, 20), "alone": text(5), "copy": text(2, 80), "no address": text(6)}
+    urls = {"page": "http://a.org/1", "page, earlier": "https://A.org/1#top", "gone": "b.org/2"}
+    urls |= {"gone, earlier": "b.org/2", "alone": "https://a.org/3", "copy": "https://a.org/1"}
+    corpus = make(store, Source("one", texts, urls=urls, files=3))
+    expected: dict[str, tuple[str | None, str]] = {"gone": ("kept", "near")}
+    best, copy = sorted(["page", "copy"], key=name_of)
+    assert deduplicate(store, corpus).removed == {**expected, copy: (best, "exact")}
+    result = deduplicate(store, corpus, url=True)
+    # the leader of `gone, earlier` went itself, so its witness is that one's
+    assert result.removed == {
+        **expected,
+        copy: (best, "url"),
+        "page, earlier": (best, "url"),
+        "gone, earlier": ("kept", "url"),
+    }
+    assert result.kept == {best: 3, "kept": 3, "alone": 1, "no address": 1}
+    assert result.outcome.metrics["removed_url"] == 3
+    assert result.outcome.metrics["clusters"] == {"1": 2, "4": 2}
+
+
+def web(seed: int) -> dict[str, str]:
+    """Near duplicates, chains and copies, in a random order."""
+    draw = random.Random(seed)
+    texts: dict[str, str] = {}
+    for wanted in (0.5, 0.79, 0.86, 0.95):
+        for number in range(12):
+            left, right, _ = planted_pair(draw, wanted, 80)
+            texts |= {f"{wanted}/{number}/left": left, f"{wanted}/{number}/right": right}
+    for number in range(10):
+        words = unique_words(draw, 140)
+        texts |= {f"chain/{number}/{link}": " ".join(words[7 * link : 7 * link + 90]) for link in range(5)}
+        copied = " ".join(words)
+        texts |= {f"copy/{number}/{link}": copied.replace(" ", " " * link) for link in (1, 2, 3)}
+    paths = draw.sample(sorted(texts), len(texts))
+    return {path: texts[path] for path in paths}
+
+
+def cut(texts: Mapping[str, str], *ends: int) -> Iterator[dict[str, str]]:
+    paths = list(texts)
+    for start, end in zip((0, *ends), (*ends, len(paths)), strict=True):
+        yield {path: texts[path] for path in paths[start:end]}
+
+
+def addresses(texts: Mapping[str, str], seed: int) -> dict[str, str]:
+    draw = random.Random(seed)
+    return {path: f"https://a.org/{draw.randrange(60)}" for path in texts if draw.random() < 0.4}
+
+
+def forget_texts(store: LocalStore, corpus: Artifact) -> None:
+    for name in corpus.names("documents/"):
+        for piece in corpus.files[name].pieces:
+            store.delete(piece.key)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adding_a_snapshot_gives_what_one_run_over_all_gives_and_reads_no_text_of_earlier_ones(
+    tmp_path: Path, seed: int
+) -> None:
+    texts = web(seed)
+    urls = addresses(texts, seed)
+    parts = zip("abc", cut(texts, 70, 120), strict=True)
+    sources = [Source(name, own, number, urls=urls) for number, (name, own) in enumerate(parts, start=1)]
+    settings = {"url": seed == 2}
+    whole_store = LocalStore(str(tmp_path / "whole"))
+    whole = deduplicate(whole_store, make(whole_store, *sources, at_once=True), **settings)
+
+    store = LocalStore(str(tmp_path / "grown"))
+    for count in (1, 2, 3):
+        corpus = make(store, *sources[:count])
+        if count > 1:
+            forget_texts(store, make(store, *sources[: count - 1]))
+        grown = deduplicate(store, corpus, **settings)
+        whole_metrics, metrics = whole.outcome.metrics, grown.outcome.metrics
+    assert digest_of(grown.outcome.files) == digest_of(whole.outcome.files)
+    names = (*dedup.TOTALS, "clusters")
+    assert {name: metrics[name] for name in names} == {name: whole_metrics[name] for name in names}
+    assert len(grown.removed) > 60
+    crossing = [
+        path
+        for path, (witness, _) in grown.removed.items()
+        if (witness in sources[0].texts) != (path in sources[0].texts)
+    ]
+    assert len(crossing) > 10
+
+
+@pytest.mark.parametrize("decide", ["jaccard", "components"])
+def test_what_had_gone_for_a_document_that_is_taken_down_is_decided_anew(tmp_path: Path, decide: str) -> None:
+    texts = web(7)
+    first, second = cut(texts, 80)
+    urls = addresses(texts, 7)
+
+    def both(store: LocalStore, left: Mapping[str, str], right: Mapping[str, str]) -> Artifact:
+        return make(store, Source("a", left, 1, urls=urls), Source("b", right, 2, urls=urls))
+
+    store = LocalStore(str(tmp_path / "taken"))
+    corpus = both(store, first, second)
+    before = deduplicate(store, corpus, decide=decide, url=True)
+    witnesses = [witness for witness, _ in before.removed.values()]
+    most = max(sorted(before.kept), key=witnesses.count)
+    leader = next(path for path in sorted(before.kept) if path.startswith("copy/"))
+    page = next(path for path in sorted(before.kept) if path in urls)
+    after = deduplicate(
+        store,
+        corpus,
+        decide=decide,
+        url=True,
+        takedown=[name_of(most), name_of(leader), urls[page].upper()[:5] + urls[page][5:]],
+    )
+    gone = {path for path, (_, kind) in after.removed.items() if kind == "takedown"}
+    of_page = {path for path, url in urls.items() if url == urls[page]}
+    assert gone == {most, leader} | of_page
+    assert {witness for path, (witness, _) in after.removed.items() if path in gone} == {None}
+
+    elsewhere = LocalStore(str(tmp_path / "never"))
+    left = [{path: own[path] for path in own if path not in gone} for own in (first, second)]
+    never = deduplicate(elsewhere, both(elsewhere, *left), decide=decide, url=True)
+    assert after.kept == never.kept
+    assert {path: row for path, row in after.removed.items() if path not in gone} == never.removed
+
+
+def test_an_unread_file_is_read_again_only_where_its_copies_changed(store: LocalStore) -> None:
+    texts = web(3)
+    corpus = make(store, Source("a", texts, files=6))
+    before = deduplicate(store, corpus)
+    alone = next(path for path, copies in before.kept.items() if copies == 1)
+    records = list(store.list("shared/dedup/units/sign/"))
+    deduplicate(store, corpus, takedown=[name_of(alone)])
+    assert len(list(store.list("shared/dedup/units/sign/"))) == len(records) + 1
+    assert len(list(store.list("shared/dedup/units/keys/"))) == 6
+
+
+def test_components_go_where_a_chain_of_buckets_leads(store: LocalStore) -> None:
+    words = unique_words(random.Random(4), 140)
+    texts = {f"{link}": " ".join(words[7 * link : 7 * link + 90]) for link in range(5)}
+    texts |= {"copy": texts["3"], "alone": text(5)}
+    result = deduplicate(store, make(store, Source("a", texts)), decide="components")
+    assert set(result.kept) == {max(result.kept, key=lambda path: result.kept[path]), "alone"}
+    assert max(result.kept.values()) == 6
+
+
+RECIPE = """\
+name: r
+corpus:
+  sources:
+    - {source: python-packages}
+dedup:
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("threshold: 1.2", r"threshold 1\.2 is no similarity between 0 and 1, both excluded; nearest: 0\.99"),
+        ("threshold: 0", r"threshold 0 is no similarity between 0 and 1, both excluded; nearest: 0\.01"),
+        (
+            "{permutations: 256, bands: 30, rows: 9}",
+            r"bands 30 x rows 9 are 270 permutations, not 256; nearest: bands 32 and rows 8, or perm",
+        ),
+        ("{permutations: 256, bands: 32}", r"bands without rows; add rows: 8, or leave out both"),
+        ("bands: 65", r"bands.*64"),
+    ],
+)
+def test_impossible_choices_are_refused_with_the_nearest_possible(
+    tmp_path: Path, settings: str, message: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE + f"  {settings}\n")
+    with pytest.raises(UsageError, match=message):
+        load_recipe(path)
