@@ -235,15 +235,22 @@ def runs_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -
 def runs_show(
     name: Annotated[str, typer.Argument(help="The run.")],
     store: StoreOption = DEFAULT_STORE,
+    document: Annotated[
+        str | None,
+        typer.Option(help="Why dedup removed or kept a document: its id, path or address.", metavar="ID"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every stage of the run's last attempt."""
+    """Show every stage of the run's last attempt, or what became of one document."""
     from rich.console import Console
 
     from ingot.pipelines.runs import show_run
     from ingot.services.summaries import summary
 
-    shown = show_run(_existing(store), name)
+    opened = _existing(store)
+    shown = show_run(opened, name)
+    if document is not None:
+        return _explain(opened, shown, document, as_json)
     if as_json:
         return _print_json(shown)
     rows = []
@@ -380,6 +387,27 @@ def _existing(uri: str) -> Store:
             f"store {store.uri}: holds no runs; name another with --store, or make one with: ingot run"
         )
     return store
+
+
+def _explain(store: Store, run: dict[str, Any], document: str, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ingot.pipelines.artifact import load
+    from ingot.pipelines.dedup.why import explain
+    from ingot.services.beside import explain as print_why
+
+    fingerprints = {stage["stage"]: stage["fingerprint"] for stage in run["stages"]}
+    corpus, dedup = (
+        load(store, f"artifacts/{stage}/{fingerprints.get(stage)}") for stage in ("corpus", "dedup")
+    )
+    if corpus is None or dedup is None:
+        raise UsageError(f"run {run['run']}: its dedup is not committed yet; run it until then first")
+    found = explain(corpus, dedup, document)
+    if as_json:
+        return _print_json(found)
+    for each in found:
+        print_why(Console(highlight=False), each)
+    return None
 
 
 def _print_json(body: Any) -> None:

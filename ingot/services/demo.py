@@ -19,16 +19,14 @@ import openai
 import psutil
 from rich.console import Console
 from rich.panel import Panel
-from rich.syntax import Syntax
-from rich.table import Table
 
+from ingot.services.beside import side_by_side
 from ingot.services.summaries import size
 
 RECIPE = Path("recipes/tiny.yaml")
 STORE = ".ingot/store"
 MODEL = "tiny"
 READY_WITHIN = 600  # seconds a server may take to answer
-SHOWN_LINES = 16  # of a document beside its witness, around where they first differ
 QUESTIONS = (
     ("def add(a, b):", "Return the sum of a and b."),
     ("def is_empty(self):", "Return True if there is nothing left."),
@@ -141,27 +139,8 @@ def _show_removed(dedup: dict[str, Any]) -> None:
     )
     pair = dedup.get("pair")
     if pair:
-        sides = ("removed", "witness")
-        lines = [pair[side]["text"].splitlines() for side in sides]
-        first = next((n for n, (one, other) in enumerate(zip(*lines, strict=False)) if one != other), 0)
-        begin = max(0, first - SHOWN_LINES // 4)
-        table = Table.grid(expand=True)
-        for _ in sides:
-            table.add_column(ratio=1)
-        table.add_row(
-            *(
-                Panel(
-                    Syntax("\n".join(own[begin : begin + SHOWN_LINES]), "python", start_line=begin + 1),
-                    title=side,
-                    subtitle=pair[side]["path"].rpartition("/")[2],
-                )
-                for side, own in zip(sides, lines, strict=True)
-            )
-        )
-        console.print(
-            f"for example, at a Jaccard similarity of {pair['similarity']:.3f}, from line {begin + 1}:"
-        )
-        console.print(table)
+        console.print(f"for example, at a Jaccard similarity of {pair['similarity']:.3f},", end=" ")
+        side_by_side(console, pair["removed"], pair["witness"])
 
 
 def _summarise(metrics: dict[str, Any], seconds: float, peak: int, run: dict[str, Any]) -> None:

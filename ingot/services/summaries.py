@@ -34,8 +34,12 @@ def _corpus(metrics: Metrics) -> str:
 
 
 def _dedup(metrics: Metrics) -> str:
-    removed = f"{metrics['removed_exact']:,} exact and {metrics['removed_near']:,} near duplicates removed"
-    return f"{removed}; {metrics['documents_out']:,} documents, {size(metrics['bytes_out'])} stay"
+    kinds = {"exact": "exact", "near": "near", "url": "same-address", "takedown": "taken-down"}
+    counts = {word: metrics[f"removed_{kind}"] for kind, word in kinds.items()}
+    always = f"{counts.pop('exact'):,} exact and {counts.pop('near'):,} near duplicates"
+    others = [f"{count:,} {word} documents" for word, count in counts.items() if count]
+    removed = ", ".join([always, *others])
+    return f"{removed} removed; {metrics['documents_out']:,} documents, {size(metrics['bytes_out'])} stay"
 
 
 def _tokenizer(metrics: Metrics) -> str:
