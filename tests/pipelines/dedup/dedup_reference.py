@@ -48,10 +48,10 @@ def mix(value: int) -> int:
 def shingle_hash(shingle: Sequence[bytes]) -> int:
     rolled = 0
     for word in shingle:
-        hashed = 0xCBF29CE484222325
-        for byte in word:
-            hashed = (hashed ^ byte) * 0x100000001B3 & MASK
-        rolled = (rolled * ROLLING + mix(hashed)) & MASK
+        hashed = 0
+        for start in range(0, len(word), 8):
+            hashed = mix(hashed ^ int.from_bytes(word[start : start + 8], "little"))
+        rolled = (rolled * ROLLING + hashed) & MASK
     return mix(rolled)
 
 

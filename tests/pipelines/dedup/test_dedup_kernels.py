@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -16,9 +17,9 @@ import pyarrow
 import pytest
 from dedup_corpora import planted_pair
 
-from ingot.pipelines.dedup.banding import choose_banding
+from ingot.pipelines.dedup.banding import Banding, choose_banding
 from ingot.pipelines.dedup.documents import id_strings, ids, utf8
-from ingot.pipelines.dedup.kernels import capacity, content_keys, permutations, sign
+from ingot.pipelines.dedup.kernels import _sort_unique, capacity, content_keys, permutations, sign
 
 POOLS = [
     "abcdefgh ABCDEFGH _0189 ",
@@ -79,6 +80,71 @@ def test_shingles_of_long_texts_with_many_repeats_are_a_sorted_set() -> None:
     texts = [" ".join(draw.choices(words, k=30_000)) for words in vocabularies]
     for text, found in zip(texts, signed(texts, 2, 1, 1)[0], strict=True):
         assert found == reference.shingles(text, 2)
+
+
+def test_more_values_than_the_scratch_holds_are_sorted_in_place() -> None:
+    draw = np.random.default_rng(5)
+    for values in (draw.integers(0, 2**64, 5000, np.uint64), draw.integers(0, 50, 5000, np.uint64)):
+        expected = np.unique(values)
+        for room in (5000, 4999, 1):
+            own = values.copy()
+            count = _sort_unique(own, 5000, np.empty(room, np.uint64), np.empty(4 * room + 2, np.uint32))
+            assert own[:count].tolist() == expected.tolist()
+
+
+PATHOLOGICAL = {
+    "one word a million times": ("word " * 1_000_000, 1),
+    "a word of a million letters": ("x" * 1_000_000, 1),
+    "a million characters that are words": ("漢" * 1_000_000, 1),
+    "no word at all": (" .\n-" * 250_000, 0),
+    "a wide character at every place of a block": (
+        " ".join("x" * n + "漢" for n in range(200)),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATHOLOGICAL)
+def test_any_text_is_signed(name: str) -> None:
+    text, count = PATHOLOGICAL[name]
+    [found], _ = signed([text], 5, 256, 32)
+    assert found == reference.shingles(text, 5)
+    assert count is None or len(found) == count
+
+
+HUGE = """
+import re, sys
+import numpy as np
+from ingot.pipelines.dedup.kernels import capacity, content_keys, permutations, sign
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+
+def work(words):
+    draw = np.random.default_rng(1)
+    data = np.full((words, 6), 32, np.uint8)
+    for column in range(5):
+        data[:, column] = draw.integers(97, 123, words, np.uint8)
+    data = data.reshape(-1)
+    offsets = np.array([0, len(data)])
+    before = peak()
+    content_keys(data, offsets, np.empty((1, 2), np.uint64))
+    shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(1, np.int64)
+    hashes = np.empty((1, 32), np.uint64)
+    sign(data, offsets, np.ones(1, bool), 5, *permutations(256, 0), 32, hashes, shingles, counts)
+    assert words * 0.99 - 4 <= counts[0] <= words
+    return (peak() - before) / len(data)
+
+work(10)
+print(work(int(sys.argv[1])))
+"""
+
+
+def test_a_huge_document_takes_little_more_memory_than_its_shingles() -> None:
+    words = 10_000_000  # 60 MB; a shingle a word is 8 bytes for each 6 of text, and a copy of the text is 6
+    done = subprocess.run([sys.executable, "-c", HUGE, str(words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 3  # bytes of memory a byte of text
 
 
 def test_content_keys_are_the_hash_of_the_normalised_content() -> None:
@@ -145,17 +211,36 @@ def test_the_share_of_equal_minima_estimates_the_similarity(similarity: float) -
     assert 0.75 < shares.std() / deviation < 1.25  # as the binomial has it: the permutations are independent
 
 
-@pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.8, 0.9])
-def test_pairs_become_candidates_as_often_as_the_formula_says(similarity: float) -> None:
-    banding = choose_banding(0.8, 128)
+def binomial_band(trials: int, probability: float, outside: float = 0.001) -> tuple[int, int]:
+    """The least and the most successes, with at most half of `outside` on either side of them."""
+    mass = [
+        math.exp(
+            math.lgamma(trials + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(trials - k + 1)
+            + k * math.log(probability)
+            + (trials - k) * math.log1p(-probability)
+        )
+        for k in range(trials + 1)
+    ]
+    sums = np.cumsum(mass)
+    return int((sums <= outside / 2).sum()), int((sums < 1 - outside / 2).sum())
+
+
+@pytest.mark.parametrize("banding", [choose_banding(0.8, 128), Banding(32, 8)])
+@pytest.mark.parametrize("words", [150, 24])
+@pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+def test_pairs_become_candidates_as_often_as_the_formula_says(
+    similarity: float, words: int, banding: Banding
+) -> None:
     draw = random.Random(int(similarity * 1000))
     pairs = 500
-    planted = [planted_pair(draw, similarity, 150) for _ in range(pairs)]
+    planted = [planted_pair(draw, similarity, words) for _ in range(pairs)]
     texts = [text for pair in planted for text in pair[:2]]
     _, hashes = signed(texts, 5, banding.bands * banding.rows, banding.bands)
-    rate = (hashes[0::2] == hashes[1::2]).any(axis=1).mean()
-    expected = banding.candidate_probability(planted[0][2])
-    assert abs(rate - expected) <= 3.3 * (expected * (1 - expected) / pairs) ** 0.5 + 1 / pairs
+    found = int((hashes[0::2] == hashes[1::2]).any(axis=1).sum())
+    least, most = binomial_band(pairs, banding.candidate_probability(planted[0][2]))
+    assert least <= found <= most
 
 
 def test_banding_leans_to_recall() -> None:
