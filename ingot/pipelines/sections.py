@@ -111,7 +111,9 @@ class Dedup(Section):
     url: bool = what(False)  # of documents with one address only the best stays
     priority: list[Name] = what([])  # sources, the one whose documents rather stay first
     quality: str | None = what(None)  # a number in a document's metadata; the higher rather stays
-    decide: Literal["jaccard", "components"] = what("jaccard")  # see dedup.components
+    # by exact similarity; by the signatures alone (dedup.verify says what that gives up); or all that buckets
+    # chain together is one (dedup.components)
+    decide: Literal["jaccard", "signature", "components"] = what("jaccard")
     takedown: list[str] = what([])  # ids and addresses of documents that are to be nowhere
     ngram: int = what(5, ge=1)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)

@@ -260,7 +260,7 @@ def test_the_digest_depends_on_neither_workers_nor_order_nor_place(
 def test_two_worker_processes_read(folder: Path, corpus: Corpus, store: LocalStore) -> None:
     for number in range(6):
         (folder / f"{number}.jsonl").write_bytes(json_lines({"text": "one line of many"}) * 30_000)
-    artifact = corpus(folder, unit_bytes=750_000)
+    corpus(folder, unit_bytes=750_000)
     ran = [json.loads(store.read(key))["ran"] for key in store.list("shared/corpus/units/read/")]
     assert len(ran) == 6
     assert len({(each["host"], each["pid"]) for each in ran}) >= 2

@@ -24,16 +24,20 @@ class Banding:
         return float(1 - (1 - similarity**self.rows) ** self.bands)
 
 
-def choose_banding(section: Dedup) -> Banding:
-    """The bands and rows that are given, or those of at most `permutations` that miss least near the
-    threshold."""
+def banding_of(section: Dedup) -> Banding:
+    """The bands and rows that are given, or those that suit the threshold."""
     if section.bands and section.rows:
         return Banding(section.bands, section.rows)
+    return choose_banding(section.threshold, section.permutations)
+
+
+def choose_banding(threshold: float, permutations: int) -> Banding:
+    """The bands and rows, of at most `permutations`, that miss least near the threshold."""
     from datasketch import MinHashLSH
 
     weights = (FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
     try:
-        lsh = MinHashLSH(threshold=section.threshold, num_perm=section.permutations, weights=weights)
+        lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
     except ValueError:  # so near to 1 that a single band would be best, which it does not know
-        return Banding(2, section.permutations // 2)
+        return Banding(2, permutations // 2)
     return Banding(min(lsh.b, MOST_BANDS), lsh.r)

@@ -130,6 +130,16 @@ def sign(
     return total
 
 
+@compiled
+def signatures(shingles: Hashes, counts: Counts, multipliers: Minima, addends: Minima, minima: Any) -> None:
+    """Fills `minima` [sets, permutations] with the signatures of the sets that stand one after another in
+    `shingles`, none of which is empty."""
+    start = 0
+    for number in range(len(counts)):
+        _minimise(shingles[start : start + counts[number]], multipliers, addends, minima[number])
+        start += counts[number]
+
+
 def capacity(offsets: Counts) -> int:
     """The most shingles the documents can have: two words take at least four bytes with what parts them, but
     for the last."""

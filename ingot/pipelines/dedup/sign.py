@@ -16,12 +16,12 @@ from ingot.pipelines.store import Store
 
 def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A documents file → `documents` (DOCUMENT rows in the file's order), `shingles` (sorted sets of 64-bit
-    hashes, one after another) and `bands` (a run of BAND rows, cut by the hash). Copies are left out of the
-    last two.
+    hashes, one after another, or in their place signatures, two minima in each 64 bits) and `bands` (a run of
+    BAND rows, cut by the hash). Copies are left out of the last two.
 
     body: `documents` (the file's entry), `rows` (find_keys' DOCUMENT rows), `gone` (find_gone's of the file),
-    `number`, `partitions`, `scope`, `ngram`, `bands`, `band_rows`, `seed`."""
-    from ingot.pipelines.dedup.kernels import capacity, permutations, sign
+    `number`, `partitions`, `scope`, `ngram`, `bands`, `band_rows`, `seed`, `decide`."""
+    from ingot.pipelines.dedup.kernels import capacity, permutations, sign, signatures
 
     table = read_columns(store, body["documents"], ["text", "source"])
     data, offsets = utf8(table["text"])
@@ -34,13 +34,19 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     shingles = np.empty(capacity(offsets), np.uint64)  # only what is written of it takes memory
     counts = np.empty(len(documents), np.int64)
     total = sign(data, offsets, wanted, body["ngram"], multipliers, addends, bands, hashes, shingles, counts)
+    shingles = shingles[:total]
+    signed = np.flatnonzero(counts)
+    if body["decide"] == "signature":
+        minima = np.zeros((len(signed), -(-len(multipliers) // 2) * 2), np.uint32)
+        signatures(shingles, counts[signed], multipliers, addends, minima[:, : len(multipliers)])
+        shingles = minima.view(np.uint64).reshape(-1)
+        counts[signed] = minima.shape[1] // 2
     documents["shingles"] = counts
     documents["first_shingle"] = np.cumsum(counts) - counts
 
     hashes ^= salts(table["source"], body["scope"])[:, None]
     hashes >>= np.uint64(BAND_BITS)
     hashes = hashes << np.uint64(BAND_BITS) | np.arange(bands, dtype=np.uint64)
-    signed = np.flatnonzero(counts)
     entries = np.empty((len(signed), bands), BAND)
     entries["hash"] = hashes[signed]
     entries["rank"] = documents["rank"][signed, None]
@@ -50,6 +56,6 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     entries = entries[np.argsort(entries["hash"], kind="stable")]
     return {
         "documents": put_rows(store, documents),
-        "shingles": put_rows(store, shingles[:total]),
+        "shingles": put_rows(store, shingles),
         "bands": put_run(store, entries, "hash", hash_bounds(body["partitions"])),
     }

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from ingot.pipelines.artifact import Artifact, File, entries_of, put_json
-from ingot.pipelines.dedup.banding import choose_banding
+from ingot.pipelines.dedup.banding import banding_of
 from ingot.pipelines.dedup.candidates import find_candidates
 from ingot.pipelines.dedup.components import join_components
 from ingot.pipelines.dedup.examples import find_examples
@@ -149,7 +149,7 @@ class Snapshot:
 
     def near(self, signed: Mapping[int, Record]) -> list[Record]:
         """verify_pairs' records."""
-        steps = self.steps
+        steps, banding = self.steps, banding_of(self.section)
         bands = steps.exchange("bands", _values(signed.values(), "bands"), steps.partitions)
         found = steps.for_hashes(
             "candidates",
@@ -179,7 +179,11 @@ class Snapshot:
             "verify",
             verify_pairs,
             lambda part: {"pairs": pairs[part], "sets": sets[part], **own(part)},
-            {"threshold": self.section.threshold, **steps.places},
+            {
+                "threshold": self.section.threshold,
+                "signatures": banding.bands * banding.rows if self.section.decide == "signature" else 0,
+                **steps.places,
+            },
         )
 
     def follow(self, kind: str, copies: Sequence[Record], removed: Sequence[Record]) -> list[Record]:
@@ -255,7 +259,7 @@ def add_snapshot(
     earlier = Earlier(base)
     files = [corpus.files[name] for name in names]
     new = files[len(earlier.files) :]
-    banding = choose_banding(section)
+    banding = banding_of(section)
     partitions, file_partitions = choose_partitions(new, banding.bands, section.partitions)
     steps = Steps(workspace, partitions, [*earlier.cuts, (len(new), file_partitions)])
     texts = [{"documents": file.to_json()} for file in files]
@@ -274,6 +278,7 @@ def add_snapshot(
 
     settings: Record = {"ngram": section.ngram, "seed": section.seed, "scope": section.scope}
     settings |= {"bands": banding.bands, "band_rows": banding.rows, "partitions": partitions}
+    settings |= {"decide": section.decide}
     signed = _numbered(steps, steps.for_texts("sign", sign_documents, signing, settings))
     verified: list[Record] = []
     if section.decide == "components":

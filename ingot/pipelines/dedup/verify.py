@@ -1,6 +1,10 @@
 """Verification: the exact Jaccard similarity of every candidate pair's shingle sets.
 
-A shared bucket is a reason to look, never a reason to remove."""
+A shared bucket is a reason to look, never a reason to remove. Where `decide` is signature, the similarity is
+estimated instead, as the share of equal minima: a fifth of the bytes or less are stored and sent, and given
+up is that what goes is as near as it is said to be. With k permutations the estimate's standard error is
+√(J (1 − J) / k): with 128 of them one in ten of the pairs at 0.75 passes a threshold of 0.8, and one in
+seventeen of those at 0.85 is missed."""
 
 from __future__ import annotations
 
@@ -22,8 +26,9 @@ def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the pairs → `edges` (EDGE rows of those that reach the threshold, sorted by the worse
     document and the better one's rank) and `asks`, a run of ASK rows for their better documents.
 
-    body: `pairs` (runs of PAIR rows), `sets` (ship_shingles' runs), `partition`, `threshold`, `cuts`, and
-    `first` and `signed` as in ship_shingles."""
+    body: `pairs` (runs of PAIR rows), `sets` (ship_shingles' runs), `partition`, `threshold`, `signatures`
+    (the length of those that stand in place of the shingles, or 0), `cuts`, and `first` and `signed` as in
+    ship_shingles."""
     pairs = distinct_pairs(read_partition(store, body["pairs"], body["partition"], PAIR))
     places, worse = np.unique(pairs["worse"], return_inverse=True)
     documents = read_documents(store, body, places)
@@ -40,7 +45,10 @@ def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         chosen = by_better[_ranges(left, right)]
         better = np.repeat(starts, right - left)
         similarity = np.empty(len(chosen))
-        _jaccard(own, firsts, worse[chosen], sent, better, body["threshold"], similarity)
+        if body["signatures"]:
+            _agreement(own, firsts, worse[chosen], sent, better, body["signatures"], similarity)
+        else:
+            _jaccard(own, firsts, worse[chosen], sent, better, body["threshold"], similarity)
         near = similarity >= body["threshold"]
         parts.append(
             _edges(pairs[chosen[near]], documents[worse[chosen[near]]], sent, better[near], similarity[near])
@@ -121,3 +129,28 @@ def _jaccard(
             j += b <= a
         else:
             similarity[pair] = shared / (total - shared)
+
+
+@compiled
+def _agreement(
+    own: Hashes,
+    firsts: Numbers,
+    worse: Numbers,
+    sent: Hashes,
+    better: Numbers,
+    permutations: int,
+    similarity: npt.NDArray[np.float64],
+) -> None:
+    """similarity[k]: the share of equal minima in two signatures, which stand where _jaccard has sets. One of
+    a document without shingles is empty, and like no other."""
+    for pair in range(len(worse)):
+        i, j = firsts[worse[pair]], better[pair] + HEADER
+        similarity[pair] = 0.0
+        if firsts[worse[pair] + 1] == i or sent[j - 1] == 0:
+            continue
+        equal = 0
+        for number in range(permutations):
+            shift = np.uint64(32 * (number % 2))
+            differ = (own[i + number // 2] ^ sent[j + number // 2]) >> shift
+            equal += differ & np.uint64(0xFFFFFFFF) == 0
+        similarity[pair] = equal / permutations

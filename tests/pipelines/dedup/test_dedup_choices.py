@@ -298,6 +298,28 @@ def test_an_unread_file_is_read_again_only_where_its_copies_changed(store: Local
     assert len(list(store.list("shared/dedup/units/keys/"))) == 6
 
 
+def test_by_signature_alone_what_goes_is_about_what_goes_by_the_text(store: LocalStore) -> None:
+    texts: dict[str, str] = {}
+    for wanted in (0.5, 0.95):
+        for number in range(30):
+            pair = planted_pair(random.Random(f"{wanted}/{number}"), wanted, 120)
+            texts |= {f"{wanted}/{number}/{side}": text for side, text in enumerate(pair[:2])}
+    texts |= {"dots": "...", "dashes": "---", "few": "words", "fewer": "Words!"}
+    corpus = make(store, Source("a", texts))
+    exact, about = (deduplicate(store, corpus, decide=decide) for decide in ("jaccard", "signature"))
+    assert about.removed == exact.removed
+    assert len(about.removed) == 31
+    similarities = [
+        row["similarity"]
+        for name, file in about.outcome.files.items()
+        if name.startswith("removed/")
+        for row in read_table(store, file, name).to_pylist()
+    ]
+    assert sum(similarities) / len(similarities) == pytest.approx(0.95, abs=0.01)
+    bands = about.outcome.metrics["bands"] * about.outcome.metrics["rows"]
+    assert all(round(similarity * bands, 6).is_integer() for similarity in similarities)
+
+
 def test_components_go_where_a_chain_of_buckets_leads(store: LocalStore) -> None:
     words = unique_words(random.Random(4), 140)
     texts = {f"{link}": " ".join(words[7 * link : 7 * link + 90]) for link in range(5)}

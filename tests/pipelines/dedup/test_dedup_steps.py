@@ -243,7 +243,9 @@ def test_a_pair_stays_if_its_jaccard_similarity_reaches_the_threshold(
     signed = signed_documents(store, sets)
     shipped = ship_shingles(store, {**signed, "asks": [asks, asks]})
     assert len(shipped["sets"]) == (2 if block == 1 else 1)
-    record = verify_pairs(store, {**signed, "pairs": [run, run], "sets": shipped["sets"], "threshold": 0.8})
+    record = verify_pairs(
+        store, {**signed, "pairs": [run, run], "sets": shipped["sets"], "threshold": 0.8, "signatures": 0}
+    )
     edges = read_rows(store, record["edges"], EDGE)
     found = edges[["worse", "better", "similarity", "bands"]].tolist()
     assert found == [(1, 0, 0.9, 1), (2, 0, 0.8, 2 | 4), (2, 1, 8 / 9, 8), (5, 0, 9 / 11, 64)]
