@@ -285,13 +285,27 @@ def serve(
 
 
 @app.command()
-def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Check whether this machine, the store and the cluster are ready, and say what to do if not."""
+def doctor(
+    store: StoreOption = DEFAULT_STORE,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="A dashboard to ask, http://HOST:8265, as ingot submit would.", metavar="ADDRESS"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether this machine, the store, Ray and Kubernetes are ready, and say what to do if not.
+
+    The store is written to: one small object is created, refused a second time, read and deleted. Ray is the
+    cluster at RAY_ADDRESS, asked with the token that a run would send, and the dashboard at ADDRESS or
+    RAY_API_SERVER_ADDRESS. Kubernetes is the kubeconfig's context, asked whether you may create RayJobs.
+    What is not set up is no problem; what is set up and does not work is one, and then the exit code is 1."""
     from rich.console import Console
 
     from ingot.services.doctor import examine
 
-    findings = examine(store)
+    findings = examine(store, to)
     if as_json:
         _print_json(
             {"ready": all(finding.well for finding in findings), "findings": [vars(f) for f in findings]}

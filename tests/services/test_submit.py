@@ -331,6 +331,21 @@ def test_what_cannot_be_submitted_is_one_line_with_the_mend(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("env", "well", "found"),
+    [
+        ({}, True, "it takes the token; runs submitted there: "),
+        ({"RAY_AUTH_MODE": "disabled"}, False, "asks for a token"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, False, "does not know this token"),
+    ],
+)
+def test_the_doctor_asks_the_dashboard(cluster: Cluster, env: dict[str, str], well: bool, found: str) -> None:
+    done = cluster.ingot("doctor", "--store", cluster.store, "--json", env=env)
+    [told] = [each for each in json.loads(done.stdout)["findings"] if each["name"] == "Ray dashboard"]
+    assert (told["well"], bool(told["mend"])) == (well, not well)
+    assert f"{cluster.head.address}: {found}" in told["found"]
+
+
 def test_a_source_below_the_submitters_folder_is_refused(cluster: Cluster) -> None:
     done = cluster.submit("--set", "corpus.sources.0.path=texts", name="relative")
     assert done.returncode == 2
