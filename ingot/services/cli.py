@@ -74,13 +74,15 @@ def run(
     name: NameOption = None,
     until: UntilOption = None,
     setting: SetOption = None,
+    keep_output: Annotated[
+        bool,
+        typer.Option(
+            "--keep-output", help="Keep what is printed in the store too, for ingot jobs logs --store."
+        ),
+    ] = False,
     attempt: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            hidden=True,
-            help="The attempt's number, as ingot submit gives it; its output is kept in the store.",
-        ),
+        typer.Option(min=1, hidden=True, help="The attempt's number, as ingot submit gives it."),
     ] = None,
 ) -> None:
     """Run every stage of RECIPE that is not committed yet, here or on RAY_ADDRESS. Again: goes on.
@@ -88,7 +90,7 @@ def run(
     Each call is an attempt at the run. An attempt stops before its next commit once a later one has begun."""
     from ingot.services.running import run_recipe
 
-    run_recipe(recipe, _settings(setting, name, store), until, attempt)
+    run_recipe(recipe, _settings(setting, name, store), until, attempt, keep_output)
 
 
 @app.command()

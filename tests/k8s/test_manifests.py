@@ -125,6 +125,11 @@ def test_no_document_holds_a_secret_and_credentials_come_by_reference(documents)
         assert "runtimeEnvYAML" not in job["spec"]  # any client of the Jobs API may read it
 
 
+def test_what_a_job_prints_outlives_its_cluster(documents):
+    for job in of_kind(documents, "RayJob"):
+        assert "--keep-output" in job["spec"]["entrypoint"]
+
+
 def test_disruption_budgets_count_pods_by_our_labels(documents):
     budgets = of_kind(documents, "PodDisruptionBudget")
     assert len(budgets) == 3

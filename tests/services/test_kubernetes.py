@@ -66,14 +66,16 @@ def test_the_job_runs_the_recipe_that_travels_with_it():
     )
     asked = words.stdout.decode().split("\0")[:-1]
     assert asked[:5] == ["python", "-m", "ingot.services.cli", "run", "/etc/ingot/recipe.yaml"]
-    assert asked[5:11] == ["--name", "my-run", "--store", "s3://bucket/prefix", "--until", "tokens"]
-    assert asked[11:] == [word for setting in settings for word in ("--set", setting)]
+    assert asked[5:8] == ["--keep-output", "--name", "my-run"]
+    assert asked[8:12] == ["--store", "s3://bucket/prefix", "--until", "tokens"]
+    assert asked[12:] == [word for setting in settings for word in ("--set", setting)]
 
 
 def test_what_is_not_given_is_the_recipes_and_the_overlays():
     _, job = documents(render(TINY))
     assert job["metadata"]["name"] == "tiny-1"
-    assert shlex.split(job["spec"]["entrypoint"])[3:] == ["run", "/etc/ingot/recipe.yaml", "--name", "tiny"]
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[3:] == ["run", "/etc/ingot/recipe.yaml", "--keep-output", "--name", "tiny"]
     image = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     assert re.fullmatch(r"ingot:[\d.]+-cpu", image)
 
@@ -307,7 +309,8 @@ def server(certificate, monkeypatch, tmp_path):
     thread.join()
 
 
-def test_a_run_is_applied_once_and_again_after_it_has_ended(server):
+@pytest.mark.parametrize("ended", ["Failed", "ValidationFailed"])
+def test_a_run_is_applied_once_and_again_after_it_has_ended(server, ended):
     first = apply(TINY, "my-run", "s3://bucket/prefix")
     assert (first.name, first.namespace, first.created) == ("my-run-1", "ingot", True)
     for state in (None, "Initializing", "Running"):
@@ -315,7 +318,7 @@ def test_a_run_is_applied_once_and_again_after_it_has_ended(server):
             server.state("my-run-1", state)
         again = apply(TINY, "my-run", "s3://bucket/prefix")
         assert (again.name, again.created) == ("my-run-1", False)
-    server.state("my-run-1", "Failed")
+    server.state("my-run-1", ended)
     after = apply(TINY, "my-run", "s3://bucket/prefix")
     assert (after.name, after.created) == ("my-run-2", True)
     other = apply(TINY, "other", "s3://bucket/prefix")

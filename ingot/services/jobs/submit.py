@@ -43,7 +43,7 @@ def submit(path: Path, settings: Sequence[str], until: str | None, to: str) -> t
             return jobs, _of_store(job, store.uri), False
     number = max([*attempts_of(store, recipe.name), *(job.attempt for job in earlier)], default=0) + 1
     name = f"{recipe.name}-{number}"
-    words = ["run", RECIPE, "--store", store.uri, "--attempt", str(number)]
+    words = ["run", RECIPE, "--store", store.uri, "--attempt", str(number), "--keep-output"]
     words += [word for setting in settings if not _of_a_store(setting) for word in ("--set", setting)]
     words += ["--until", until] if until else []
     metadata = {"ingot_run": recipe.name, "ingot_attempt": str(number), "ingot_store": store.uri}
