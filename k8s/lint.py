@@ -6,7 +6,6 @@ them."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -25,11 +24,13 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import kubernetes_validate
+import typer
 import yaml
+from typer.exceptions import TyperException
 
 from ingot.errors import IngotError
 from ingot.pipelines.recipe import load_recipe
-from ingot.services import capacity
+from ingot.services import capacity, cli
 from ingot.services.kubernetes import kustomize
 
 RENDERED = ("base", "overlays/cpu", "overlays/gpu")
@@ -38,6 +39,7 @@ KUBERAY = {"1.7.0": ".", "1.6.2": "v1.6.2"}  # version -> its folder below $KUBE
 NEWEST = "1.7.0"
 CLUSTERS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
 IMAGE_RECIPES = "/home/ingot/recipes"  # where the images keep recipes/
+_RUN: Any = typer.main.get_group(cli.app).commands["run"]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -269,23 +271,22 @@ def _entrypoint(entrypoint: str, groups: list[capacity.Group], recipes: Path) ->
 
 
 def _recipe(words: list[str], groups: list[capacity.Group], recipes: Path) -> Iterator[str]:
-    """Whether the groups hold what `run RECIPE --set A.B=C` asks for."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("command", choices=["run"])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--until")
-    try:
-        asked, _ = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        yield str(error)
-        return
-    if str(asked.recipe.parent) != IMAGE_RECIPES:
-        yield f"{asked.recipe}: the images keep recipes in {IMAGE_RECIPES}"
+    """Whether the command line takes `run RECIPE --set A.B=C`, and the groups hold what it asks for."""
+    if words[:1] != ["run"]:
+        yield f"not run RECIPE …: {shlex.join(words)}"
         return
     try:
-        recipe = load_recipe(recipes / asked.recipe.name, asked.set)
-        yield from capacity.misfits(capacity.recipe_asks(recipe, asked.until), groups)
+        asked = _RUN.make_context("run", words[1:]).params
+    except TyperException as error:
+        yield error.format_message()
+        return
+    path: Path = asked["recipe"]
+    if str(path.parent) != IMAGE_RECIPES:
+        yield f"{path}: the images keep recipes in {IMAGE_RECIPES}"
+        return
+    try:
+        recipe = load_recipe(recipes / path.name, asked["setting"] or [])
+        yield from capacity.misfits(capacity.recipe_asks(recipe, asked["until"]), groups)
     except IngotError as error:
         yield str(error)
 

@@ -83,17 +83,20 @@ def _our_signals(held: bool) -> Iterator[None]:
             signal.raise_signal(waiting[0])
 
 
-def unreachable(address: str) -> str | None:
-    """Why no driver can join Ray at this address, or None where one may try: Ray itself tries for minutes."""
+def unreachable(address: str, seconds: float = 10) -> str | None:
+    """Why no driver can join Ray at this address, or None where one may try: Ray itself tries for minutes.
+    What is there may take `seconds` to answer."""
     if address.startswith("ray://"):
         return "a Ray Client address; name the cluster's own, HOST:6379, from a machine beside it"
+    if address.startswith(("http://", "https://")):
+        return f"a dashboard's address; to send a run there: ingot submit RECIPE --to {address}"
     if address in ("auto", "local"):
         return None
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return "no HOST:PORT"
     try:
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=seconds) as connection:
             if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(connection):
                 return "something answers, but it is not Ray"
     except (OSError, OverflowError) as error:

@@ -74,13 +74,15 @@ def run(
     name: NameOption = None,
     until: UntilOption = None,
     setting: SetOption = None,
+    keep_output: Annotated[
+        bool,
+        typer.Option(
+            "--keep-output", help="Keep what is printed in the store too, for ingot jobs logs --store."
+        ),
+    ] = False,
     attempt: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            hidden=True,
-            help="The attempt's number, as ingot submit gives it; its output is kept in the store.",
-        ),
+        typer.Option(min=1, hidden=True, help="The attempt's number, as ingot submit gives it."),
     ] = None,
 ) -> None:
     """Run every stage of RECIPE that is not committed yet, here or on RAY_ADDRESS. Again: goes on.
@@ -88,7 +90,7 @@ def run(
     Each call is an attempt at the run. An attempt stops before its next commit once a later one has begun."""
     from ingot.services.running import run_recipe
 
-    run_recipe(recipe, _settings(setting, name, store), until, attempt)
+    run_recipe(recipe, _settings(setting, name, store), until, attempt, keep_output)
 
 
 @app.command()
@@ -292,13 +294,27 @@ def serve(
 
 
 @app.command()
-def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Check whether this machine, the store and the cluster are ready, and say what to do if not."""
+def doctor(
+    store: StoreOption = DEFAULT_STORE,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="A dashboard to ask, http://HOST:8265, as ingot submit would.", metavar="ADDRESS"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether this machine, the store, Ray and Kubernetes are ready, and say what to do if not.
+
+    The store is written to: one small object is created, refused a second time, read and deleted. Ray is the
+    cluster at RAY_ADDRESS, asked with the token that a run would send, and the dashboard at ADDRESS or
+    RAY_API_SERVER_ADDRESS. Kubernetes is the kubeconfig's context, asked whether you may create RayJobs.
+    What is not set up is no problem; what is set up and does not work is one, and then the exit code is 1."""
     from rich.console import Console
 
     from ingot.services.doctor import examine
 
-    findings = examine(store)
+    findings = examine(store, to)
     if as_json:
         _print_json(
             {"ready": all(finding.well for finding in findings), "findings": [vars(f) for f in findings]}

@@ -26,7 +26,7 @@ from ingot.services.capacity import groups_of, misfits, recipe_asks
 
 MOUNTED = "/etc/ingot"
 RECIPE = "recipe.yaml"
-ENDED = ("Complete", "Failed")
+ENDED = ("Complete", "Failed", "ValidationFailed")  # the operator never looks at these again
 LONGEST_NAME = 47  # of a RayJob: the operator adds letters for its cluster
 
 
@@ -58,7 +58,8 @@ def render(
     own = resource_name(recipe.name, attempt)
     labels = {**job["metadata"].get("labels", {}), "ingot/run": resource_name(recipe.name)}
     metadata = {"name": own, "namespace": job["metadata"].get("namespace", "default"), "labels": labels}
-    words = ["python", "-m", "ingot.services.cli", "run", f"{MOUNTED}/{RECIPE}", "--name", recipe.name]
+    words = ["python", "-m", "ingot.services.cli", "run", f"{MOUNTED}/{RECIPE}", "--keep-output"]
+    words += ["--name", recipe.name]
     for option, values in (("--store", [store]), ("--until", [until]), ("--set", settings)):
         words += [word for value in values if value is not None for word in (option, value)]
     spec["entrypoint"] = shlex.join(words)

@@ -21,15 +21,17 @@ from ingot.services.jobs.output import keep_output
 from ingot.services.screen import Screen
 
 
-def run_recipe(path: Path, settings: Sequence[str], until: str | None, number: int | None = None) -> None:
-    """Runs the recipe's stages and prints what became of each. With a number it is that attempt of the run,
-    whose output is kept in the store. Raises IngotError."""
+def run_recipe(
+    path: Path, settings: Sequence[str], until: str | None, number: int | None = None, keep: bool = False
+) -> None:
+    """Runs the recipe's stages and prints what became of each. With a number it is that attempt of the run;
+    `keep` keeps its output in the store. Raises IngotError."""
     signal.signal(signal.SIGTERM, _interrupt)
     recipe = load_recipe(path, settings)
     stages = stages_of(recipe, until)
     store = open_store(recipe.store)
     attempt = begin_attempt(store, recipe, stages, number)
-    if number is not None:
+    if keep:
         keep_output(attempt)
     console = Console(highlight=False)
     console.print(f"run [bold]{recipe.name}[/bold] in {escape(store.uri)}", soft_wrap=True)

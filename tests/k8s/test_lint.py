@@ -99,6 +99,10 @@ FAULTS = {
         ("base/job.yaml", "ingot.services.cli", "ingot.service.cli"),
         f"{JOB}: spec.entrypoint: no module ingot.service.cli",
     ),
+    "an option that no run knows": (
+        ("base/job.yaml", "--keep-output", "--keep-outptu"),
+        f"{JOB}: spec.entrypoint: No such option: --keep-outptu",
+    ),
     "a recipe that is not shipped": (
         ("base/job.yaml", "base-1b.yaml", "base-7b.yaml"),
         f"{JOB}: spec.entrypoint: {RECIPES}/base-7b.yaml: can't read the recipe",

@@ -125,6 +125,11 @@ def test_no_document_holds_a_secret_and_credentials_come_by_reference(documents)
         assert "runtimeEnvYAML" not in job["spec"]  # any client of the Jobs API may read it
 
 
+def test_what_a_job_prints_outlives_its_cluster(documents):
+    for job in of_kind(documents, "RayJob"):
+        assert "--keep-output" in job["spec"]["entrypoint"]
+
+
 def test_disruption_budgets_count_pods_by_our_labels(documents):
     budgets = of_kind(documents, "PodDisruptionBudget")
     assert len(budgets) == 3
@@ -198,13 +203,35 @@ def test_pods_of_ray_reach_each_other_and_strangers_in_the_namespace_do_not(docu
 
 
 def test_nothing_outside_is_reached_but_the_store_and_kubernetes(documents):
+    cache_of_names = "169.254.20.10/32"
     for policy in of_kind(documents, "NetworkPolicy"):
         for rule in policy["spec"].get("egress", []):
+            ports = {each["port"] for each in rule.get("ports", [])}
             for block in (peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer):
+                if block["cidr"] == cache_of_names:
+                    assert ports == {53}
+                    continue
                 assert block["except"] == ["169.254.0.0/16"]  # the machine's metadata, with its credentials
-                assert {each["port"] for each in rule["ports"]} <= {443, 6443, 9000}
+                assert ports <= {443, 6443, 8443}
     [everything] = [p for p in of_kind(documents, "NetworkPolicy") if p["metadata"]["name"] == "deny-all"]
     assert everything["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_a_store_in_a_pod_of_the_cluster_is_reached_by_the_small_overlay_alone():
+    def reached(overlay):
+        [store] = [
+            each["spec"]["egress"]
+            for each in of_kind(kustomize(ROOT / "k8s" / overlay), "NetworkPolicy")
+            if each["metadata"]["name"] == "store"
+        ]
+        return [
+            {port["port"] for port in rule["ports"]}
+            for rule in store
+            if {"namespaceSelector": {}} in rule["to"]
+        ]
+
+    assert reached("overlays/cpu") == [{9000}]
+    assert reached("overlays/gpu") == []
 
 
 # --- images

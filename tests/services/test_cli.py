@@ -163,6 +163,15 @@ def test_the_same_run_again_does_nothing(run_ingot: Any, finished: Finished) -> 
     assert "already committed" in done.stdout
 
 
+def test_what_a_run_printed_is_kept_where_it_is_asked_to(run_ingot: Any, finished: Finished) -> None:
+    """As the RayJobs of k8s/ ask: their pods, and the logs in them, are gone when the run is."""
+    store = ["--store", str(finished.store)]
+    words = [str(finished.recipe), *store, "--name", "kept", "--until", "corpus", "--keep-output"]
+    printed = run_ingot("run", *words).stdout
+    assert "run kept in" in printed
+    assert run_ingot("jobs", "logs", "kept", *store).stdout == printed
+
+
 def test_a_ray_that_does_not_answer_is_one_message(run_ingot: Any, texts: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE.replace("TEXTS", str(texts)))
     done = run_ingot("run", "r.yaml", "--store", "store", cwd=tmp_path, env={"RAY_ADDRESS": "127.0.0.1:9"})

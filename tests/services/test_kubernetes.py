@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,9 +22,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 from ingot.errors import IngotError, UsageError
 from ingot.services import kubernetes
+from ingot.services.doctor import Finding
+from ingot.services.doctor import kubernetes as doctor
 from ingot.services.kubernetes import apply, render, resource_name
 
 ROOT = Path(__file__).parents[2]
@@ -62,14 +66,16 @@ def test_the_job_runs_the_recipe_that_travels_with_it():
     )
     asked = words.stdout.decode().split("\0")[:-1]
     assert asked[:5] == ["python", "-m", "ingot.services.cli", "run", "/etc/ingot/recipe.yaml"]
-    assert asked[5:11] == ["--name", "my-run", "--store", "s3://bucket/prefix", "--until", "tokens"]
-    assert asked[11:] == [word for setting in settings for word in ("--set", setting)]
+    assert asked[5:8] == ["--keep-output", "--name", "my-run"]
+    assert asked[8:12] == ["--store", "s3://bucket/prefix", "--until", "tokens"]
+    assert asked[12:] == [word for setting in settings for word in ("--set", setting)]
 
 
 def test_what_is_not_given_is_the_recipes_and_the_overlays():
     _, job = documents(render(TINY))
     assert job["metadata"]["name"] == "tiny-1"
-    assert shlex.split(job["spec"]["entrypoint"])[3:] == ["run", "/etc/ingot/recipe.yaml", "--name", "tiny"]
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[3:] == ["run", "/etc/ingot/recipe.yaml", "--keep-output", "--name", "tiny"]
     image = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     assert re.fullmatch(r"ingot:[\d.]+-cpu", image)
 
@@ -166,6 +172,8 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.objects = {}  # path -> object
         self.namespaces = {"ingot"}
+        self.resources = ["rayclusters", "rayjobs"]  # of ray.io
+        self.forbidden = set()  # plurals
 
     def state(self, name, state):
         path = f"/apis/ray.io/v1/namespaces/ingot/rayjobs/{name}"
@@ -199,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"kind": "Status", "reason": "Unauthorized"})
+        if examined := self.examined(path, body):
+            return self.answer(*examined)
         if not found or found[1] not in self.server.namespaces:
             return self.answer(404, {"kind": "Status", "reason": "NotFound"})
         with self.server.lock:
@@ -218,6 +228,24 @@ class Handler(BaseHTTPRequestHandler):
                 if name.startswith(f"{path}/") and item["metadata"]["labels"]["ingot/run"] == label
             ]
             return self.answer(200, {"kind": "RayJobList", "items": items})
+
+    def examined(self, path, body):
+        """What the doctor asks."""
+        if path == "/version/":
+            parts = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
+            return 200, {**dict.fromkeys(parts, ""), "major": "1", "minor": "36", "gitVersion": "v1.36.1"}
+        if path == "/apis/ray.io/v1" and self.server.resources:
+            fields = {"kind": "", "namespaced": True, "singularName": "", "verbs": ["create"]}
+            resources = [{"name": name, **fields} for name in self.server.resources]
+            return 200, {"kind": "APIResourceList", "groupVersion": "ray.io/v1", "resources": resources}
+        if path.endswith("/selfsubjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            assert asked["namespace"] == "ingot"
+            return 201, {**body, "status": {"allowed": asked["resource"] not in self.server.forbidden}}
+        name = path.removeprefix("/api/v1/namespaces/")
+        if name in self.server.namespaces:
+            return 200, {"kind": "Namespace", "metadata": {"name": name}}
+        return None
 
     do_GET = do_POST = handle_call
 
@@ -281,7 +309,8 @@ def server(certificate, monkeypatch, tmp_path):
     thread.join()
 
 
-def test_a_run_is_applied_once_and_again_after_it_has_ended(server):
+@pytest.mark.parametrize("ended", ["Failed", "ValidationFailed"])
+def test_a_run_is_applied_once_and_again_after_it_has_ended(server, ended):
     first = apply(TINY, "my-run", "s3://bucket/prefix")
     assert (first.name, first.namespace, first.created) == ("my-run-1", "ingot", True)
     for state in (None, "Initializing", "Running"):
@@ -289,7 +318,7 @@ def test_a_run_is_applied_once_and_again_after_it_has_ended(server):
             server.state("my-run-1", state)
         again = apply(TINY, "my-run", "s3://bucket/prefix")
         assert (again.name, again.created) == ("my-run-1", False)
-    server.state("my-run-1", "Failed")
+    server.state("my-run-1", ended)
     after = apply(TINY, "my-run", "s3://bucket/prefix")
     assert (after.name, after.created) == ("my-run-2", True)
     other = apply(TINY, "other", "s3://bucket/prefix")
@@ -344,6 +373,87 @@ def test_a_server_with_another_certificate_is_not_trusted(server, tmp_path):
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(IngotError, match=r"Kubernetes at https://127\.0\.0\.1:.*certificate verify failed"):
         apply(TINY)
+
+
+# --- what the doctor finds
+
+
+@pytest.fixture
+def examined(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+
+    def ask(**shown):
+        for name, value in shown.items():
+            setattr(server, name, value)
+        assert server.objects == {}
+        return {found.name: found for found in doctor.examine()}
+
+    return ask
+
+
+def test_the_doctor_finds_a_context_that_takes_runs(examined, server):
+    found = examined()
+    host = f"https://127.0.0.1:{server.server_address[1]}"
+    said = f"context local at {host}, v1.36.1: you may create RayJobs in namespace ingot"
+    assert found["Kubernetes"] == Finding("Kubernetes", True, said)
+    assert found["kubectl"].well
+
+
+@pytest.mark.parametrize(
+    ("shown", "found", "mend"),
+    [
+        ({"resources": []}, "it knows no rayjobs.ray.io", "install KubeRay"),
+        ({"resources": ["rayclusters"]}, "it knows no rayjobs.ray.io", "install KubeRay"),
+        (
+            {"forbidden": {"rayjobs"}},
+            "you may not list rayjobs.ray.io in namespace ingot",
+            "kubectl auth can-i list rayjobs.ray.io --namespace ingot",
+        ),
+        ({"forbidden": {"configmaps"}}, "you may not create configmaps in namespace ingot", "can-i create"),
+        ({"namespaces": set()}, "there is no namespace ingot", "apply the part access"),
+    ],
+)
+def test_the_doctor_tells_what_a_cluster_lacks(examined, shown, found, mend):
+    told = examined(**shown)["Kubernetes"]
+    assert not told.well
+    assert found in told.found
+    assert mend in told.mend
+
+
+def test_the_doctor_tells_what_is_wrong_with_a_context(examined, tmp_path):
+    path = tmp_path / "kubeconfig"
+    config = yaml.safe_load(path.read_text())
+
+    def told(**changed):
+        path.write_text(yaml.safe_dump({**config, **changed}))
+        found = examined()["Kubernetes"]
+        assert not found.well
+        assert "choose" in found.mend
+        assert TOKEN not in str(found)
+        return found.found
+
+    assert "context refused at https://127.0.0.1:" in (said := told(**{"current-context": "refused"}))
+    assert said.endswith(": 401 Unauthorized")
+    for changed in ({"current-context": ""}, {"clusters": []}):
+        assert told(**changed).endswith("its current context is none, or not whole")
+    reached = {"server": config["clusters"][0]["cluster"]["server"]}
+    assert "certificate" in told(clusters=[{"name": "local", "cluster": reached}])
+    nowhere = [{"name": "local", "cluster": {"server": f"https://127.0.0.1:{free_port()}"}}]
+    began = time.monotonic()
+    assert "no answer (" in (said := told(clusters=nowhere))
+    assert "Connection refused" in said
+    assert time.monotonic() - began < doctor.ANSWER_SECONDS
+
+
+def test_no_kubeconfig_is_no_fault_unless_one_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    [found] = doctor.examine()
+    assert found.well
+    assert "no kubeconfig at ~/.kube/config: ingot submit --to kubernetes can print" in found.found
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    [found] = doctor.examine()
+    assert not found.well
 
 
 def test_the_command_prints_what_is_rendered(run_ingot: Any) -> None:

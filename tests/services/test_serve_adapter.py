@@ -183,6 +183,7 @@ def test_the_engine_arguments_are_all_known():
 # Each with tests of its own, on a real cluster or the real manifests.
 PRIVATE_BY_FILE = {
     "services/capacity.py": "ray.autoscaler._private.kuberay.autoscaling_config",
+    "services/doctor/ray_cluster.py": "ray._private.authentication.authentication_token_setup",
     "services/jobs/api.py": "ray._private.authentication.http_token_authentication",
 }
 

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,17 @@ def test_a_run_is_submitted_once_while_it_is_under_way(demo: Demo, cluster: Clus
     attached = f"demo-1 is under way at {cluster.head.address}: attached to it\n"
     assert demo.second.stdout.startswith(attached)
     print(f"first stage after {demo.seconds:.1f} s, two submissions in it")
+
+
+def test_submissions_at_once_make_one_job(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        twins = list(pool.map(lambda _: cluster.submit("--no-wait", name="twins"), range(2)))
+    assert [twin.returncode for twin in twins] == [0, 0], [twin.stderr for twin in twins]
+    assert sorted(twin.stdout.split(" at ")[0].split(" to ")[0] for twin in twins) == [
+        "twins-1 is under way",
+        "twins-1 submitted",
+    ]
+    assert cluster.ingot("jobs", "stop", "twins-1").returncode == 0
 
 
 def test_a_stopped_run_goes_on_as_the_next_attempt(demo: Demo, cluster: Cluster, run_ingot: Any) -> None:
@@ -329,6 +341,21 @@ def test_what_cannot_be_submitted_is_one_line_with_the_mend(
     assert said in line
     assert "password" not in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "well", "found"),
+    [
+        ({}, True, "it takes the token; runs submitted there: "),
+        ({"RAY_AUTH_MODE": "disabled"}, False, "asks for a token"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, False, "does not know this token"),
+    ],
+)
+def test_the_doctor_asks_the_dashboard(cluster: Cluster, env: dict[str, str], well: bool, found: str) -> None:
+    done = cluster.ingot("doctor", "--store", cluster.store, "--json", env=env)
+    [told] = [each for each in json.loads(done.stdout)["findings"] if each["name"] == "Ray dashboard"]
+    assert (told["well"], bool(told["mend"])) == (well, not well)
+    assert f"{cluster.head.address}: {found}" in told["found"]
 
 
 def test_a_source_below_the_submitters_folder_is_refused(cluster: Cluster) -> None:

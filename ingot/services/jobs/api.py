@@ -52,10 +52,11 @@ class Job:
 
 class Jobs:
     """The jobs of the cluster whose dashboard is at `to`, http://HOST:PORT. Raises UsageError for another
-    address and IngotError where no dashboard answers there or refuses the token."""
+    address and IngotError where no dashboard answers there within `seconds`, or refuses the token."""
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, seconds: float = ANSWER_SECONDS) -> None:
         self.to, _ = address_of(to)
+        self.seconds = seconds
         # Ray would take each of these instead of the address that is given
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)
@@ -187,10 +188,18 @@ class Jobs:
         finally:
             parts.put(None)
 
+    def guarded(self) -> bool:
+        """Whether the dashboard asks for the token."""
+        import requests
+
+        with self._explained():
+            answer = requests.get(f"{self.to}/api/version", timeout=self.seconds)
+        return answer.status_code == 401
+
     def _refuse_what_is_not_ray(self) -> None:
         import requests
 
-        answer = requests.get(f"{self.to}/api/version", headers=self.headers, timeout=ANSWER_SECONDS)
+        answer = requests.get(f"{self.to}/api/version", headers=self.headers, timeout=self.seconds)
         if answer.status_code in (401, 403):
             raise IngotError(_refusal(self.to, missing=answer.status_code == 401))
         try:

@@ -37,13 +37,15 @@ def submit(path: Path, settings: Sequence[str], until: str | None, to: str) -> t
         )
     _refuse_relative(recipe)
     jobs = Jobs(to)
+    # Before the jobs are looked at: an attempt that begins in between is then one of them, and attached to.
+    begun = attempts_of(store, recipe.name)
     earlier = [job for job in jobs.list() if job.run == recipe.name]
     for job in earlier:
         if not job.ended:
             return jobs, _of_store(job, store.uri), False
-    number = max([*attempts_of(store, recipe.name), *(job.attempt for job in earlier)], default=0) + 1
+    number = max([*begun, *(job.attempt for job in earlier)], default=0) + 1
     name = f"{recipe.name}-{number}"
-    words = ["run", RECIPE, "--store", store.uri, "--attempt", str(number)]
+    words = ["run", RECIPE, "--store", store.uri, "--attempt", str(number), "--keep-output"]
     words += [word for setting in settings if not _of_a_store(setting) for word in ("--set", setting)]
     words += ["--until", until] if until else []
     metadata = {"ingot_run": recipe.name, "ingot_attempt": str(number), "ingot_store": store.uri}

@@ -1,4 +1,4 @@
-"""`ingot doctor`: whether this machine, the store and the cluster are ready, and what to do if not."""
+"""What a run needs of this machine and of the store."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 from ingot.errors import IngotError
-from ingot.pipelines.cluster import unreachable
 from ingot.pipelines.store import LocalStore, open_store
+from ingot.services.doctor.finding import Finding, finding, problem
 
 LEAST_CORES = 2
 LEAST_MEMORY = 8_000_000_000  # bytes; the laptop's recipe takes most of it while it serves
@@ -32,19 +31,8 @@ PACKAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked. `mend` says what to do where it is not well."""
-
-    name: str
-    well: bool
-    found: str
-    mend: str = ""
-
-
 def examine(store_uri: str) -> list[Finding]:
-    """Everything that a run, or serving its model, will need. Writes one small object into the store and
-    deletes it; starts nothing."""
+    """Writes one small object into the store and deletes it."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         _machine,
@@ -52,28 +40,27 @@ def examine(store_uri: str) -> list[Finding]:
         _compiler,
         lambda: _store(store_uri),
         lambda: _disk(store_uri),
-        _ray,
     ]
-    return [finding for check in checks for finding in check()]
+    return [found for check in checks for found in check()]
 
 
 def _python() -> Iterator[Finding]:
     found = sys.version.split()[0]
-    yield _finding("Python", sys.version_info[:2] == (3, 11), found, "make the environment with Python 3.11")
+    yield finding("Python", sys.version_info[:2] == (3, 11), found, "make the environment with Python 3.11")
 
 
 def _machine() -> Iterator[Finding]:
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
-    yield _finding("cores", cores >= LEAST_CORES, str(cores), f"at least {LEAST_CORES} are needed")
+    yield finding("cores", cores >= LEAST_CORES, str(cores), f"at least {LEAST_CORES} are needed")
     few = f"at least {_gigabytes(LEAST_MEMORY)} are needed; close other programs or take a larger machine"
-    yield _finding("memory", memory >= LEAST_MEMORY, _gigabytes(memory), few)
+    yield finding("memory", memory >= LEAST_MEMORY, _gigabytes(memory), few)
 
 
 def _packages() -> Iterator[Finding]:
     for package, distributions in PACKAGES.items():
         found = [f"{name} {version(name)}" for name in distributions if _installed(name)]
         mend = "install the pinned requirements with: make install"
-        yield _finding(package, bool(found), ", ".join(found) or "not installed", mend)
+        yield finding(package, bool(found), ", ".join(found) or "not installed", mend)
 
 
 def _installed(distribution: str) -> bool:
@@ -102,12 +89,16 @@ def _store(uri: str) -> Iterator[Finding]:
         for path in made:
             path.rmdir()
     except IngotError as error:
-        found, _, mend = str(error).rpartition("; ")
-        yield Finding("store", False, found, mend)
+        yield problem("store", error)
         return
     once = (first, second, kept) == (True, False, b"first")
-    found = f"{store.uri}: creates once, reads, deletes" if once else f"{store.uri}: overwrites what is there"
-    yield _finding("store", once, found, "choose a service that knows conditional writes (If-None-Match)")
+    found = "creates, refuses to create again, reads, deletes" if once else "overwrites what is there"
+    yield finding(
+        "store",
+        once,
+        f"{store.uri}: {found}",
+        "choose a service that knows conditional writes (If-None-Match)",
+    )
 
 
 def _disk(uri: str) -> Iterator[Finding]:
@@ -118,23 +109,7 @@ def _disk(uri: str) -> Iterator[Finding]:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free
         mend = f"at least {_gigabytes(LEAST_DISK)} are needed; make room, or name a folder on a larger disk"
-        yield _finding(name, free >= LEAST_DISK, f"{_gigabytes(free)} free at {there}", mend)
-
-
-def _ray() -> Iterator[Finding]:
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        yield Finding("Ray", True, "RAY_ADDRESS is not set: a run starts its own on this machine")
-        return
-    silence = unreachable(address)
-    found = f"{address}: {silence or ('it answers' if ':' in address else 'a run looks for it')}"
-    yield _finding(
-        "Ray", silence is None, found, "check RAY_ADDRESS, or unset it to run on this machine alone"
-    )
-
-
-def _finding(name: str, well: bool, found: str, mend: str) -> Finding:
-    return Finding(name, well, found, "" if well else mend)
+        yield finding(name, free >= LEAST_DISK, f"{_gigabytes(free)} free at {there}", mend)
 
 
 def _gigabytes(count: float) -> str:
