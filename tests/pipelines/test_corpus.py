@@ -50,7 +50,7 @@ def corpus(store: LocalStore, run_one_stage: Callable[..., Artifact]) -> Corpus:
     return run
 
 
-def files(name: str, path: Any, **fields: str) -> dict[str, Any]:
+def files(name: str, path: Any, **fields: Any) -> dict[str, Any]:
     return {"source": "files", "name": name, "path": str(path), **fields}
 
 
@@ -231,6 +231,24 @@ def test_adding_a_file_renumbers_nothing(folder: Path, corpus: Corpus) -> None:
     after = {row["id"]: row["text"] for row in documents(corpus(folder))}
     assert after.items() > before.items()
     assert len(after) == 3
+
+
+def test_a_source_that_is_added_leaves_the_others_unread_and_a_later_snapshot_comes_last(
+    small_texts: Path, folder: Path, store: LocalStore, corpus: Corpus
+) -> None:
+    texts = files("texts", small_texts, snapshot=1)
+    before = corpus([texts], unit_bytes=20_000)
+    (folder / "a.jsonl").write_bytes(json_lines({"text": "one"}))
+    records = {key: store.read(key) for key in store.list("shared/corpus/units/read/")}
+    after = corpus([files("new", folder, snapshot=2), texts], unit_bytes=20_000)
+    now = {key: store.read(key) for key in store.list("shared/corpus/units/read/")}
+    assert now.items() > records.items()
+    assert len(now) == len(records) + 1
+    names = before.names("documents/")
+    assert after.names("documents/") == [*names, f"documents/{len(names):06d}.parquet"]
+    assert {name: after.files[name] for name in names} == {name: before.files[name] for name in names}
+    numbers = {"sources": {"new": 2, "texts": 1}, "files": [1] * len(names) + [2]}
+    assert after.json("snapshots.json") == numbers
 
 
 def test_a_file_that_changes_while_it_is_read_stops_the_run(folder: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import units_of_work as work
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines import units
+from ingot.pipelines.artifact import Piece
 from ingot.pipelines.cluster import home_of, refuse_elsewhere
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.units import TaskFailed, Unit, Workspace
@@ -51,6 +53,22 @@ def test_a_unit_with_a_record_is_not_done_again(workspace: Workspace) -> None:
     # a record is believed: what stands there is what the unit made
     workspace.store.create(f"{KEY}/units/other/02.json", json.dumps({"square": -1}).encode())
     assert squares(workspace.run("other", UNITS, work.square)) == [0, 1, -1, 9, 16]
+
+
+def test_shared_work_is_found_by_another_artifact_and_done_again_where_its_objects_are_gone(
+    workspace: Workspace,
+) -> None:
+    bodies = [{"number": number} for number in range(4)]
+    before = workspace.run_shared("stage", "put", bodies, work.square_slowly)
+    other = replace(workspace, key="artifacts/stage/4567")
+    assert other.run_shared("stage", "put", bodies[::-1], work.square_slowly) == before[::-1]
+    assert len(list(workspace.store.list("shared/stage/units/put/"))) == 4
+    for piece in before[2]["file"]["pieces"]:
+        workspace.store.delete(Piece(**piece).key)
+    again = other.run_shared("stage", "put", bodies, work.square_slowly)
+    assert again[:2] + again[3:] == before[:2] + before[3:]
+    assert again[2]["file"] == before[2]["file"]
+    assert workspace.store.read(Piece(**before[2]["file"]["pieces"][0]).key) == b"4"
 
 
 def test_records_come_in_the_order_asked_for(workspace: Workspace) -> None:
