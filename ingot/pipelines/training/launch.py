@@ -138,16 +138,17 @@ def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
 
 
 def refuse_too_many(stage: str, section: Training, say: Callable[[str], None]) -> None:
-    """Raises UsageError where an embedded cluster has too little for a stage's workers: it will never grow.
+    """Raises UsageError where an embedded cluster has too little for a stage's least workers: it will never
+    grow.
     On another cluster, which may, says what will be waited for."""
     import ray
 
     there = ray.cluster_resources()
     for name, each in (("CPU", section.cpus_per_worker), ("GPU", section.gpus_per_worker)):
-        if section.workers * each <= there.get(name, 0):
+        if section.least_workers * each <= there.get(name, 0):
             continue
         has = f"{there.get(name, 0):g} {name}s"
-        short = f"{stage}: {section.workers} workers of {each:g} {name} each need more than the {has}"
+        short = f"{stage}: {section.least_workers} workers of {each:g} {name} each need more than the {has}"
         mend = f"set {stage}.workers or {stage}.{name.lower()}s_per_worker lower"
         if not os.environ.get("RAY_ADDRESS"):
             raise UsageError(f"{short} here; {mend}, or join a cluster by RAY_ADDRESS")
