@@ -114,7 +114,11 @@ pretrain:
         ("steps: 20", "steps: 20\n  workers: [1, 2, 3]", "[1, 2, 3] is no number of workers"),
         ("steps: 20", "steps: 20\n  workers: [yes, 2]", "[True, 2] is no number of workers"),
         ("steps: 20", "steps: 20\n  workers: [4, 2]", "[4, 2]: the least comes first; write [2, 4]"),
-        ("steps: 20", "steps: 20\n  workers: [2, 5]\n  replicas: 2", "replicas 2 does not divide workers (5)"),
+        (
+            "steps: 20",
+            "steps: 20\n  workers: [2, 5]\n  replicas: 2",
+            "2 does not divide workers (5)",
+        ),
         ("heads: 4", "heads: 3", "recipe.yaml:14: pretrain.model: model.heads: 3 does not cut width (64)"),
         ("kv_heads: 2", "kv_heads: 3", "nearest: 4"),
         ("width: 64", "width: 0", "recipe.yaml:14: pretrain.model.width: "),

@@ -30,7 +30,7 @@ from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing, Store, StoreError, open_store
 from ingot.pipelines.training.build import build, export, sizes
 from ingot.pipelines.training.checkpoint import CheckpointWriter, load_checkpoint, newest_step
-from ingot.pipelines.training.dataset import load_by_name
+from ingot.pipelines.training.dataset import Share, load_by_name
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.log import StepLog, read_log
@@ -110,7 +110,7 @@ class Loop:
             return
         self.state, place = build(self.store, self.job, self.section, self.group)
         self.attempt = self._begin_attempt()
-        self.log = StepLog(self.key, self.attempt)
+        self.log = StepLog(self.key, self.attempt, self.group)
         keep = self.section.keep_checkpoints
         self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep, self.refuse_if_fenced)
         self._resume()
@@ -170,26 +170,26 @@ class Loop:
             while self.state.step < steps:
                 step = self.state.step
                 asked = time.perf_counter()
-                batches, checksum = rows.result()
+                share = rows.result()
                 waited = time.perf_counter() - asked
                 if step + 1 < steps:  # read while this step runs
                     rows = reader.submit(self._read, step + 1)
                 self.writer.check()
-                metrics = self._step(step, [self.group.here(batch) for batch in batches])
-                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in batches))
-                self._note(step, metrics, seconds=seconds, waited=waited, checksum=checksum)
+                metrics = self._step(step, [self.group.here(batch) for batch in share.batches])
+                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in share.batches))
+                self._note(step, metrics, share, seconds=seconds, waited=waited)
                 done = step + 1
                 if done % every == 0 or done == steps:
                     self._save()
                 if done % self.section.log_every == 0 or done == steps:
-                    self._report(step, batches[0].tokens_BT.shape[1], metrics, window)
+                    self._report(step, share.batches[0].tokens_BT.shape[1], metrics, window)
                     window.clear()
 
-    def _read(self, step: int) -> tuple[Sequence[Batch], int]:
-        """This worker's rows of a step, and their checksum."""
+    def _read(self, step: int) -> Share:
+        """This worker's rows of a step."""
         group = self.group
-        batches = self.dataset.microbatches(step, group.rank, group.world, group.micro_batch)
-        return batches, zlib.crc32(b"".join(batch.tokens_BT.numpy().tobytes() for batch in batches))
+        share: Share = self.dataset.share(step, group.rank, group.world, group.micro_batch)
+        return share
 
     def _step(self, step: int, batches: Sequence[Batch]) -> StepMetrics:
         # Whatever draws random numbers in a step draws those of this step, whenever it is taken.
@@ -228,10 +228,12 @@ class Loop:
             "random": {"seed": section.seed, "next_step": step},
             "world": self.group.world,
         }
-        log = self.log.take() if self.group.rank == 0 else None
+        log = self.log.take()
+        if self.group.rank:
+            log = None  # the first worker's is everyone's
         self.writer.save(step, self.state.model, self.state.optimizer, facts, log)
 
-    def _note(self, step: int, metrics: StepMetrics, *, seconds: float, waited: float, checksum: int) -> None:
+    def _note(self, step: int, metrics: StepMetrics, share: Share, *, seconds: float, waited: float) -> None:
         line = {
             "step": step,
             "loss": metrics.loss,
@@ -240,13 +242,12 @@ class Loop:
             "tokens": metrics.tokens,
             "seconds": seconds,  # since the step before, saving and waiting included
             "seconds_waited": waited,  # for rows
-            "rows_crc32": checksum,  # of rank 0's
             "workers": self.group.world,
             "attempt": self.attempt,
             "at": time.time(),
             **metrics.extra,
         }
-        self.log.add(line)
+        self.log.add(line, share)
 
     def _report(self, step: int, length: int, metrics: StepMetrics, window: Window) -> None:
         flops = self.state.model.config.flops_per_token(length, causal=False)

@@ -25,7 +25,8 @@ from ingot.pipelines.training.evaluation import bits_per_byte, held_out_samples,
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.launch import refuse_too_many
 from ingot.pipelines.training.log import read_log
-from ingot.pipelines.training.loop import Loop, is_worth_repeating
+from ingot.pipelines.training.loop import Loop
+from ingot.pipelines.training.worker import is_worth_repeating
 
 if TYPE_CHECKING:
     from conftest import Recorder, SmallTraining
@@ -64,6 +65,14 @@ def test_two_sharded_workers_see_the_losses_of_one_whole(
     assert two[-1] < two[0] - 0.5
 
 
+def test_the_log_says_which_samples_each_step_read(
+    uninterrupted: Outcome, uninterrupted_key: str, alone: Loop, small_training: SmallTraining
+) -> None:
+    expected = [alone.dataset.numbers(range(8 * step, 8 * step + 8)).tolist() for step in range(20)]
+    for key in (uninterrupted_key, ALONE):
+        assert [line["samples"] for line in read_log(small_training.store, key)] == expected
+
+
 def test_metrics_say_what_was_trained(uninterrupted: Outcome, small_training: SmallTraining) -> None:
     metrics = uninterrupted.metrics
     assert metrics["steps"] == 20
@@ -89,7 +98,7 @@ def test_every_step_is_logged_with_every_digit(
     assert {line["tokens"] for line in lines} == {256}
     assert lines[0]["learning_rate"] == pytest.approx(0.005)
     assert max(line["learning_rate"] for line in lines) == pytest.approx(0.01)
-    assert all({"gradient_norm", "seconds", "rows_crc32", "attempt"} <= line.keys() for line in lines)
+    assert all({"gradient_norm", "seconds", "samples", "attempt"} <= line.keys() for line in lines)
 
 
 def test_the_model_is_a_folder_that_stock_code_reads(
