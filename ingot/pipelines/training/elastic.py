@@ -103,8 +103,7 @@ class SaveAndResize(ElasticScalingPolicy):
                 return decision
             self._asked = True
         # Asked about again at every look, until they wait: the room may go, too.
-        resources = self._get_reserved_resources()
-        room = self._count_possible_workers(resources) if resources else 0
+        room = self._room_beside(there)
         if room <= there:
             self._asked = False
             ray.get(self.monitor.go_on.remote())
@@ -112,8 +111,19 @@ class SaveAndResize(ElasticScalingPolicy):
             return self._get_resize_decision(room)
         return NoopDecision()
 
+    def _room_beside(self, there: int) -> int:
+        """How many workers there may be, now that `there` have their places. The coordinator knows of
+        trainings and of data, but not of what else is on the nodes, such as an endpoint."""
+        free, needs = ray.available_resources(), self.scaling_config._resources_per_worker_not_none
+        more = min(free.get(name, 0) // need for name, need in needs.items() if need)
+        resources = self._get_reserved_resources()
+        counted = self._count_possible_workers(resources) if resources else 0
+        return self._whole(min(counted, there + int(more)))
+
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        workers = super()._count_possible_workers(reserved_resources)
+        return self._whole(super()._count_possible_workers(reserved_resources))
+
+    def _whole(self, workers: int) -> int:
         return workers - workers % self.multiple
 
     def _get_reserved_resources(self) -> Any:

@@ -72,6 +72,17 @@ def test_a_group_goes_on_when_the_room_is_gone(policy: SaveAndResize, monitor: A
     assert look(policy, ONE) is None  # it went on, so it has to save again
 
 
+def test_a_node_that_is_taken_by_others_is_no_room(policy: SaveAndResize, monitor: Any) -> None:
+    busy = ray.remote(Monitor).options(num_cpus=2).remote()
+    ray.get(busy.take.remote())
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert look(policy, ONE) is None
+    ray.kill(busy)
+    assert ray.get(monitor.room.remote()) == 0
+
+
 def test_a_new_group_is_as_large_as_the_nodes_that_answer_allow(
     policy: SaveAndResize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
