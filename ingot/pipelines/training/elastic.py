@@ -31,8 +31,7 @@ from ingot.pipelines.store import StoreError, open_store
 from ingot.pipelines.training.checkpoint import newest_step
 
 WAIT_SECONDS = 0.2  # between two looks for a group's room: Ray Train's controller would look without a rest
-
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 2.0  # that a node has to take a connection
 
 
 class Trainer(TorchTrainer):
@@ -79,7 +78,7 @@ class SinceCheckpoint(FailurePolicy):
 
 class SaveAndResize(ElasticScalingPolicy):
     """Ray Train's elastic policy with three changes: workers that run save and wait before they are replaced
-    by more, their number is a multiple of `multiple`, and the nodes that count are those that answer now."""
+    by more, their number is a multiple of `multiple`, and a group begins on nodes that answer now."""
 
     def __init__(self, scaling_config: ScalingConfig, monitor: Any, multiple: int) -> None:
         super().__init__(scaling_config)
@@ -89,9 +88,11 @@ class SaveAndResize(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._asked = False
         decision = super().make_decision_for_non_running_worker_group()
-        if isinstance(decision, NoopDecision):
-            time.sleep(WAIT_SECONDS)
-        return decision
+        room = 0 if isinstance(decision, NoopDecision) else self._room()
+        if room >= self.scaling_config.min_workers:
+            return self._get_resize_decision(room)
+        time.sleep(WAIT_SECONDS)
+        return NoopDecision()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -111,14 +112,17 @@ class SaveAndResize(ElasticScalingPolicy):
             return self._get_resize_decision(room)
         return NoopDecision()
 
+    def _room(self) -> int:
+        """For how many workers the nodes that answer have room."""
+        resources, there = self._get_reserved_resources() or {}, _nodes_that_answer()
+        return self._count_possible_workers({name: resources[name] for name in resources if name in there})
+
     def _room_beside(self, there: int) -> int:
-        """How many workers there may be, now that `there` have their places. The coordinator knows of
-        trainings and of data, but not of what else is on the nodes, such as an endpoint."""
+        """The same, now that `there` workers have their places. The coordinator knows of trainings and of
+        data, but not of what else is on the nodes, such as an endpoint."""
         free, needs = ray.available_resources(), self.scaling_config._resources_per_worker_not_none
         more = min(free.get(name, 0) // need for name, need in needs.items() if need)
-        resources = self._get_reserved_resources()
-        counted = self._count_possible_workers(resources) if resources else 0
-        return self._whole(min(counted, there + int(more)))
+        return self._whole(min(self._room(), there + int(more)))
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         return self._whole(super()._count_possible_workers(reserved_resources))
@@ -128,13 +132,9 @@ class SaveAndResize(ElasticScalingPolicy):
 
     def _get_reserved_resources(self) -> Any:
         last, pause = self._latest_reserved_resources_query_time, self.GET_RESERVED_RESOURCES_INTERVAL_S
-        if time.monotonic() - last >= pause:
-            # By itself the coordinator counts every 20 s.
+        if time.monotonic() - last >= pause:  # by itself the coordinator counts every 20 s
             self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
-            counted = super()._get_reserved_resources() or {}
-            there = _nodes_that_answer()
-            self._latest_reserved_resources = {name: counted[name] for name in counted if name in there}
-        return self._latest_reserved_resources
+        return super()._get_reserved_resources()
 
 
 def _nodes_that_answer() -> set[str]:

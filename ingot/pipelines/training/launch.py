@@ -149,8 +149,7 @@ def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
 
 def refuse_too_many(stage: str, section: Training, say: Callable[[str], None]) -> None:
     """Raises UsageError where an embedded cluster has too little for a stage's least workers: it will never
-    grow.
-    On another cluster, which may, says what will be waited for."""
+    grow. On another cluster, which may, says what will be waited for."""
     import ray
 
     there = ray.cluster_resources()
@@ -173,9 +172,8 @@ def _explained(error: BaseException, section: Training) -> Exception:
     for rank, failure in failures.items():
         if isinstance(failure, RayActorError):  # the others only lost their peer
             return IngotError(
-                f"worker {rank} was lost, the last of {section.failures + 1} such failures "
-                f"since a checkpoint: "
-                f"{str(failure).splitlines()[0]}; run again to go on from the last checkpoint, "
+                f"worker {rank} was lost, the last of {section.failures + 1} such failures since a "
+                f"checkpoint: {str(failure).splitlines()[0]}; run again to go on from the last checkpoint, "
                 "or set failures higher to survive more"
             )
     causes = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()]

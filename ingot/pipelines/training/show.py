@@ -36,7 +36,7 @@ class Show:
         self._advance(step, {})
         words = ""
         if self.taken is not None:
-            again = self.taken - step
+            again = max(0, self.taken - step)
             words = f", {again or 'no'} {'step is' if again < 2 else 'steps are'} taken again"
             self.repeated += again
         self.taken = step

@@ -33,7 +33,8 @@ def test_a_killed_driver_loses_nothing_that_was_committed(
     section, job = small_training.section().model_dump_json(), small_training.job(GATE).to_json()
     script = Path(__file__).with_name("driver.py")
     command = [sys.executable, str(script), store.uri, KEY, section, json.dumps(job)]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    paths = [str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     first = subprocess.Popen(command, env=environment)
     assert wait_for_step(store, KEY, 10) == 10
     kill_driver(first.pid)
