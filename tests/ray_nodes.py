@@ -1,5 +1,6 @@
 """Ray clusters on this machine, behind a token: several nodes (a head without CPUs and raylets), each with a
-working folder of its own; or a head alone, with the dashboard that jobs are submitted to."""
+working folder of its own, of which any may join later and be lost; or a head alone, with the dashboard that
+jobs are submitted to."""
 
 from __future__ import annotations
 
@@ -15,17 +16,52 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from ports import free_port
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """`env` joins a process to the cluster; `folders` are the working folders of the head and the raylets."""
+    """`env` joins a process to the cluster; `folders`, below `folder`, are the working folders of the head
+    and the raylets."""
 
     env: dict[str, str]
+    folder: Path
     folders: list[Path]
     processes: list[subprocess.Popen[bytes]]
     temporary: Path
+
+    def add(self, cpus: int) -> subprocess.Popen[bytes]:
+        """A raylet joins."""
+        return self.start(f"--address={self.env['RAY_ADDRESS']}", f"--num-cpus={cpus}")
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        name = f"node{len(self.folders)}"
+        self.folders.append(self.folder / name)
+        self.folders[-1].mkdir()
+        log = self.folder / f"{name}.log"
+        common = ["--object-store-memory=100000000", "--disable-usage-stats", "--block"]
+        environment = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
+        with open(log, "wb") as output:
+            node = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), "start", *options, *common],
+                cwd=self.folders[-1],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.processes.append(node)
+        _wait_until_started(node, log)
+        return node
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """Ends a node and all that runs on it at once, as a power cut does."""
+        top = psutil.Process(node.pid)
+        for process in [top, *top.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait()
 
     def stop(self) -> None:
         """Ends every node as a power cut does, and takes its disk away."""
@@ -45,28 +81,12 @@ def ray_nodes(folder: Path, raylets: int, cpus: int) -> Iterator[Nodes]:
     port, address = free_port(), get_node_ip_address()
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     temporary = Path(f"/tmp/rn{os.getpid()}")  # Ray's sockets need a short path
-    common = ["--object-store-memory=100000000", "--disable-usage-stats", "--block"]
     head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-    parts = [[*head, f"--temp-dir={temporary}"]]
-    parts += [[f"--address={address}:{port}", f"--num-cpus={cpus}"] for _ in range(raylets)]
-    nodes = Nodes({**env, "RAY_ADDRESS": f"{address}:{port}"}, [], [], temporary)
-    ray = str(Path(sys.executable).with_name("ray"))
+    nodes = Nodes({**env, "RAY_ADDRESS": f"{address}:{port}"}, folder, [], [], temporary)
     try:
-        for number, options in enumerate(parts):
-            nodes.folders.append(folder / f"node{number}")
-            nodes.folders[-1].mkdir()
-            log = folder / f"node{number}.log"
-            with open(log, "wb") as output:
-                node = subprocess.Popen(
-                    [ray, "start", *options, *common],
-                    cwd=nodes.folders[-1],
-                    env=env,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            nodes.processes.append(node)
-            _wait_until_started(node, log)
+        nodes.start(*head, f"--temp-dir={temporary}")
+        for _ in range(raylets):
+            nodes.add(cpus)
         yield nodes
     finally:
         nodes.stop()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.store import Store
@@ -57,7 +58,9 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
             raise IngotError(f"Ray at {address or 'this machine'}: {said}; {mend}") from error
         quiet()
         refuse_unshared(store)
-        yield os.path.join(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
+        logs = os.path.join(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
+        with obituaries_aside(logs):
+            yield logs
     finally:
         ray.shutdown()
 
@@ -110,6 +113,33 @@ def _speaks_grpc(connection: socket.socket) -> bool:
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
     with connection.makefile("rb") as answer:
         return answer.read(4)[3:] == empty_settings[3:4]
+
+
+@contextmanager
+def obituaries_aside(logs: str) -> Iterator[None]:
+    """What Ray prints to the driver's standard output when a node is lost, some forty lines of its raylet's
+    log, goes to a file among the logs. No setting of Ray's does it."""
+    kept = sys.stdout
+    with open(Path(logs, f"ingot-{os.getpid()}.out"), "a", encoding="utf-8") as log:
+        sys.stdout = cast(TextIO, _WithoutRay(kept, log))
+        try:
+            yield
+        finally:
+            sys.stdout = kept
+
+
+class _WithoutRay:
+    """A stream but for what the thread of Ray writes that listens to its errors: that goes to `log`."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        ray = threading.current_thread().name == "ray_listen_error_messages"
+        return (self._log if ray else self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def refuse_unshared(store: Store) -> None:

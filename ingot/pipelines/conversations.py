@@ -24,14 +24,12 @@ from ingot.pipelines.artifact import Artifact, File, put_table, read_file, read_
 from ingot.pipelines.functions import Function, NotPython, Split, functions_of, position_of, split_of
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import TextEncoder
-from ingot.pipelines.training.dataset import shares
+from ingot.pipelines.training.dataset import Share, shares
 from ingot.pipelines.training.permutation import shuffled_epochs
 from ingot.pipelines.units import Unit, Workspace
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from ingot.model import Batch
 
 FILES_PER_RANGE = 32  # of the corpus: a range's runs, some tens of megabytes, are merged in memory
 
@@ -101,7 +99,7 @@ class ConversationDataset:
         self.prompts, self.answers = (table[name].combine_chunks() for name in ("prompt", "answer"))
         self.rows, self.seed = spec["rows"], spec["seed"]
 
-    def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
+    def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         from ingot.model import Batch
 
         positions = range(step * self.rows, (step + 1) * self.rows)
@@ -110,7 +108,9 @@ class ConversationDataset:
         pairs = list(zip(prompts, answers, strict=True))
         order = dealt(np.array([len(prompt) + len(answer) for prompt, answer in pairs]), world)
         ranges, size = shares(self.rows, rank, world, micro_batch)
-        return [Batch(*padded([pairs[order[place]] for place in own], size)) for own in ranges]
+        batches = [Batch(*padded([pairs[order[place]] for place in own], size)) for own in ranges]
+        places = order[ranges[0].start : ranges[-1].stop]
+        return Share(batches, places, chosen[places])
 
 
 def conversation_of(function: Function) -> list[dict[str, str]]:

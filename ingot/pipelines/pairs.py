@@ -18,13 +18,13 @@ from ingot.pipelines.answers import Answer, dealt, padded
 from ingot.pipelines.artifact import File, put_table, read_table
 from ingot.pipelines.reference import read_scores
 from ingot.pipelines.store import Store
-from ingot.pipelines.training.dataset import shares
+from ingot.pipelines.training.dataset import Share, shares
 from ingot.pipelines.training.permutation import shuffled_epochs
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from ingot.model import Batch, PreferenceBatch
+    from ingot.model import PreferenceBatch
 
 WAITING = 16  # functions that may wait for a partner of another document before the first gives up
 
@@ -79,12 +79,14 @@ class PairDataset:
         self.reference = read_scores(store, [File.from_json(entry) for entry in spec["scores"]])
         self.rows, self.seed = spec["rows"], spec["seed"]
 
-    def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
+    def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         chosen = self._pairs_of(range(step * self.rows, (step + 1) * self.rows))
         lengths = np.stack([_lengths(column.take(chosen)) for column in self.pairs.values()])
-        order = chosen[dealt(lengths.sum(axis=0), world)]
+        order = dealt(lengths.sum(axis=0), world)
         ranges, size = shares(self.rows, rank, world, max(1, micro_batch // 2))  # a pair is two rows
-        return [self._batch(order[own.start : own.stop], size) for own in ranges]
+        batches = [self._batch(chosen[order[own.start : own.stop]], size) for own in ranges]
+        places = order[ranges[0].start : ranges[-1].stop]
+        return Share(batches, places, chosen[places])
 
     def _pairs_of(self, positions: range) -> np.ndarray:
         """The pairs at these positions of the endless sequence: couples are shuffled, their pairs are not."""

@@ -28,6 +28,7 @@ def how(default: Any = ..., **bounds: Any) -> Any:
 MOST_SEED = 2**32 - 1
 MOST_SNAPSHOT, MOST_SOURCES = 4095, 256  # what fits into a document's rank
 MOST_BANDS = 64
+Workers = int | tuple[int, int]  # so many, or the least and the most
 
 
 class Section(BaseModel):
@@ -203,7 +204,8 @@ class Training(Section):
     clip: float = what(1.0, gt=0)  # the gradient's greatest norm
     seed: int = what(1, ge=0, le=MOST_SEED)
     precision: Literal["float32", "bfloat16"] = what("float32")
-    workers: int = how(1, ge=1)
+    workers: Workers = how(1)
+    resize_every: float = how(30, gt=0)  # seconds between looks for room for more of them, up to the most
     replicas: int = how(1, ge=1)  # sharded copies of the model (HSDP); 1 shards it over all workers
     cpus_per_worker: float = how(1, gt=0)
     gpus_per_worker: float = how(0, ge=0)
@@ -214,7 +216,29 @@ class Training(Section):
     checkpoint_every: int = how(100, ge=1)
     keep_checkpoints: int = how(2, ge=1)  # the newest ones
     log_every: int = how(10, ge=1)
-    failures: int = how(3, ge=0)  # lost workers that a run survives
+    failures: int = how(3, ge=0)  # losses of workers that a run survives without a checkpoint in between
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _some_workers(cls, value: Any) -> Any:
+        bounds = value if isinstance(value, list | tuple) else [value]
+        numbers = all(type(bound) is int and bound >= 1 for bound in bounds)
+        if not numbers or len(bounds) != (2 if bounds is value else 1):
+            raise ValueError(
+                f"{value!r} is no number of workers; write 1 or more, or the least and the most: [1, 4]"
+            )
+        if bounds[0] > bounds[-1]:
+            raise ValueError(f"{value!r}: the least comes first; write [{bounds[-1]}, {bounds[0]}]")
+        return tuple(bounds) if bounds is value else value
+
+    @property
+    def least_workers(self) -> int:
+        """Without so many nothing is trained."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Training:
@@ -226,8 +250,9 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Training:
-        if self.workers % self.replicas:
-            raise ValueError(f"replicas {self.replicas} does not divide workers ({self.workers})")
+        for workers in (self.least_workers, self.most_workers):
+            if workers % self.replicas:
+                raise ValueError(f"replicas {self.replicas} does not divide workers ({workers})")
         return self
 
 
@@ -247,10 +272,10 @@ class Pretrain(Training):
                 f"batch_tokens {self.batch_tokens} is no multiple of model.context ({context}); "
                 f"nearest: {nearest}"
             )
-        if self.batch_tokens // context < self.workers:
+        if self.batch_tokens // context < self.most_workers:
             raise ValueError(
                 f"batch_tokens {self.batch_tokens} holds {self.batch_tokens // context} rows of {context} "
-                f"tokens, too few for {self.workers} workers; at least {self.workers * context}"
+                f"tokens, too few for {self.most_workers} workers; at least {self.most_workers * context}"
             )
         return self
 

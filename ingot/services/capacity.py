@@ -52,14 +52,14 @@ class Group:
 
 
 def recipe_asks(recipe: Recipe, until: str | None = None) -> list[Ask]:
-    """What the stages of a recipe ask for: one CPU for a task on data, and all workers of each training."""
+    """What the stages of a recipe ask for: one CPU for a task on data, and the least workers of each
+    training."""
     asks = [Ask("corpus", 1, cpus=1)]  # tasks queue for what there is; one must fit
     for stage in stages_of(recipe, until):
         if stage in TRAINING:
             section = getattr(recipe, stage)
-            asks.append(
-                Ask(f"{stage}.workers", section.workers, section.cpus_per_worker, section.gpus_per_worker)
-            )
+            workers = section.least_workers
+            asks.append(Ask(f"{stage}.workers", workers, section.cpus_per_worker, section.gpus_per_worker))
     return asks
 
 

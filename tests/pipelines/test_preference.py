@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from shares_of_ranks import samples_of
 
 from ingot.errors import IngotError
 from ingot.model import IGNORED, ModelConfig, PreferenceBatch, Transformer, preference_objective
@@ -94,7 +95,7 @@ def test_the_pairs_of_a_couple_are_trained_on_side_by_side(
     dataset = PairDataset(pairs.workspace.store, spec)
     chosen: list[tuple[int, ...]] = []
     for step in range(9):
-        [batch] = dataset.microbatches(step, 0, 1, micro_batch=64)
+        [batch] = dataset.share(step, 0, 1, micro_batch=64).batches
         answers = [tuple(row[row != IGNORED].tolist()) for row in batch.targets_BT]
         if rows % 2 == 0:
             assert set(answers[:rows]) == set(answers[rows:])
@@ -159,7 +160,11 @@ def test_the_loss_is_ln_2_while_policy_and_reference_are_one(
     spec = {"pairs": pairs.file.to_json(), "scores": scored, "rows": 16, "seed": 1}
     dataset = PairDataset(pairs.workspace.store, spec)
     objective = preference_objective(beta=2.0, average=average)
-    batches = [batch for rank in range(world) for batch in dataset.microbatches(5, rank, world, micro_batch)]
+    shares = [dataset.share(5, rank, world, micro_batch) for rank in range(world)]
+    batches = [batch for share in shares for batch in share.batches]
+    alone = dataset.share(5, 0, 1, micro_batch)
+    assert samples_of(shares) == samples_of([alone])
+    assert len(samples_of(shares)) == 16
     assert max(len(batch.tokens_BT) for batch in batches) <= max(2, micro_batch)
     losses, weights, _ = zip(*(objective(model, batch) for batch in batches), strict=True)
     assert sum(weights).item() == 16
@@ -170,7 +175,7 @@ def test_every_pair_has_its_own_reference(pairs: Pairs, scored: list[dict[str, A
     scores = read_scores(pairs.workspace.store, [File.from_json(entry) for entry in scored])
     count = len(pairs.rows)
     spec = {"pairs": pairs.file.to_json(), "scores": scored, "rows": count, "seed": 1}
-    [batch] = PairDataset(pairs.workspace.store, spec).microbatches(0, 0, 1, micro_batch=2 * count)
+    [batch] = PairDataset(pairs.workspace.store, spec).share(0, 0, 1, micro_batch=2 * count).batches
     assert isinstance(batch, PreferenceBatch)
     answers = [tuple(row[row != IGNORED].tolist()) for row in batch.targets_BT]
     sides = ((0, "chosen", batch.reference_chosen_P), (count, "rejected", batch.reference_rejected_P))

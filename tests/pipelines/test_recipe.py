@@ -107,6 +107,18 @@ pretrain:
         ),
         ("batch_tokens: 2048", "batch_tokens: 2000", "nearest: 2048"),
         ("batch_tokens: 2048", "batch_tokens: 128\n  workers: 2", "at least 256"),
+        ("batch_tokens: 2048", "batch_tokens: 128\n  workers: [1, 2]", "at least 256"),
+        ("steps: 20", "steps: 20\n  workers: 0", "recipe.yaml:12: pretrain.workers: 0 is no number of w"),
+        ("steps: 20", "steps: 20\n  workers: two", "'two' is no number of workers; write 1 or more, or th"),
+        ("steps: 20", "steps: 20\n  workers: [1]", "[1] is no number of workers; write 1 or more, or the"),
+        ("steps: 20", "steps: 20\n  workers: [1, 2, 3]", "[1, 2, 3] is no number of workers"),
+        ("steps: 20", "steps: 20\n  workers: [yes, 2]", "[True, 2] is no number of workers"),
+        ("steps: 20", "steps: 20\n  workers: [4, 2]", "[4, 2]: the least comes first; write [2, 4]"),
+        (
+            "steps: 20",
+            "steps: 20\n  workers: [2, 5]\n  replicas: 2",
+            "2 does not divide workers (5)",
+        ),
         ("heads: 4", "heads: 3", "recipe.yaml:14: pretrain.model: model.heads: 3 does not cut width (64)"),
         ("kv_heads: 2", "kv_heads: 3", "nearest: 4"),
         ("width: 64", "width: 0", "recipe.yaml:14: pretrain.model.width: "),
@@ -260,6 +272,16 @@ def test_every_setting_is_declared_what_or_how() -> None:
             assert extra.get("part") in ("what", "how"), f"{section.__name__}.{name}"
 
 
+def test_workers_are_so_many_or_between_a_least_and_a_most(tmp_path: Path) -> None:
+    bounds = []
+    for setting in ("3", "[1,2]"):
+        section = load(tmp_path, GOOD, f"pretrain.workers={setting}").pretrain
+        assert section is not None
+        assert type(section).model_validate_json(section.model_dump_json()) == section
+        bounds.append((section.workers, section.least_workers, section.most_workers))
+    assert bounds == [(3, 3, 3), ((1, 2), 1, 2)]
+
+
 @pytest.mark.parametrize(
     ("setting", "changes"),
     [
@@ -272,6 +294,8 @@ def test_every_setting_is_declared_what_or_how() -> None:
         ("corpus.unit_bytes=5", True),
         ("tokenizer.seed=7", True),
         ("pretrain.workers=2", False),
+        ("pretrain.workers=[1,2]", False),
+        ("pretrain.resize_every=5", False),
         ("pretrain.log_every=1", False),
         ("pretrain.checkpoint_every=1", False),
         ("pretrain.micro_batch=1", False),

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from shares_of_ranks import samples_of
 
 from ingot.model import IGNORED, Batch
 from ingot.pipelines.answers import dealt, padded
@@ -157,17 +158,21 @@ def test_a_steps_conversations_are_the_same_for_any_number_of_workers(
     conversations = first_functions(code_path.store, made.files, "sft", 50)
     file = put_table(code_path.store, conversations)
     dataset = ConversationDataset(code_path.store, {"conversations": file.to_json(), "rows": 12, "seed": 3})
-    answers = sorted(conversations["answer"].to_pylist())
+    answers = conversations["answer"].to_pylist()
     seen: list[list[int]] = []
     for step in range(8):
-        alone = answers_in(dataset.microbatches(step, 0, 1, micro_batch=12))
+        whole = dataset.share(step, 0, 1, micro_batch=12)
+        alone = answers_in(whole.batches)
+        assert [answers[number] for number in whole.samples] == alone
         for world, micro_batch in ((1, 5), (2, 4), (5, 2)):
-            shares = [dataset.microbatches(step, rank, world, micro_batch) for rank in range(world)]
+            read = [dataset.share(step, rank, world, micro_batch) for rank in range(world)]
+            assert samples_of(read) == samples_of([whole])
+            shares = [share.batches for share in read]
             assert len({len(share) for share in shares}) == 1
             assert len({len(batch.tokens_BT) for share in shares for batch in share}) == 1
             assert max(len(batch.tokens_BT) for share in shares for batch in share) <= micro_batch
             assert sorted(answer for share in shares for answer in answers_in(share)) == sorted(alone)
-        assert answers_in(dataset.microbatches(step, 0, 1, micro_batch=12)) == alone
+        assert answers_in(dataset.share(step, 0, 1, micro_batch=12).batches) == alone
         seen += alone
     # 96 rows of 50 conversations: every one once in the first epoch, and most of them again
     counts = [seen.count(answer) for answer in answers]

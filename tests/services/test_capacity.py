@@ -63,12 +63,12 @@ def test_whole_pieces_fit_into_whole_pods_of_one_group(cluster, ask, fits):
     assert (misfits([ask], groups_of(NAMED, cluster)) == []) is fits
 
 
-def test_a_recipe_asks_for_the_workers_of_the_stages_that_run(tmp_path):
+def test_a_recipe_asks_for_the_workers_that_the_stages_that_run_cannot_do_without(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "name: r\ncorpus: {sources: [{source: python-packages}]}\n"
         "pretrain: {steps: 1, learning_rate: 1, workers: 3, cpus_per_worker: 2, gpus_per_worker: 0.5}\n"
-        "sft: {steps: 1, learning_rate: 1, workers: 2}\n"
+        "sft: {steps: 1, learning_rate: 1, workers: [2, 8]}\n"
     )
     recipe = load_recipe(path)
     data, pretrain, sft = Ask("corpus", 1, 1), Ask("pretrain.workers", 3, 2, 0.5), Ask("sft.workers", 2, 1, 0)

@@ -91,6 +91,7 @@ class CheckpointWriter:
     ) -> None:
         self.store, self.key, self.place, self.attempt, self.keep = store, key, place, attempt, keep
         self.before_commit = before_commit
+        self.step: int | None = None  # of the last save
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -106,6 +107,7 @@ class CheckpointWriter:
         """Copies the state as it is now and returns; storing goes on in a thread. Waits for an earlier save
         that is not done. `facts` are put into `state.json`; `log`, a key and an object, is stored first."""
         self.wait()
+        self.step = step
         tensors, numbers = named_state(model, optimizer)
         parts = {name: part_of(tensor) for name, tensor in tensors.items()}
         buffers = {name: self._copy(name, part) for name, part in parts.items() if part.start < part.end}

@@ -1,4 +1,4 @@
-"""What the loop asks of data: the micro batches of a step, from arithmetic alone.
+"""What the loop asks of data: a worker's share of a step, from arithmetic alone.
 
 A dataset is a class with this protocol, named in a job as "module:Class". It holds no position: the rows of
 step s are a function of its specification and s, so resuming, another number of workers and going back are
@@ -7,10 +7,13 @@ but must not depend on what was asked before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from ingot.pipelines.store import Store
 
@@ -18,15 +21,25 @@ if TYPE_CHECKING:
     from ingot.model import Batch
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one rank reads of a step: micro batches, and which rows of the global batch are in them."""
+
+    batches: Sequence[Batch]
+    positions: np.ndarray  # of its rows in the global batch, from 0
+    samples: np.ndarray  # the number, in the dataset, of the sample at each of them
+
+
 class Dataset(Protocol):
     """`spec` is JSON: all that the dataset is made from, such as an artifact's key, a seed, rows a step."""
 
     def __init__(self, store: Store, spec: Mapping[str, Any]) -> None: ...
 
-    def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
+    def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         """Rank `rank`'s share of the global batch of `step` (from 0), cut into micro batches of at most
         `micro_batch` rows. Every rank gives the same number of them, and a rank that has fewer rows fills
-        up with rows that count nothing (targets -100): the ranks meet in every forward pass."""
+        up with rows that count nothing (targets -100): the ranks meet in every forward pass. Which sample
+        stands at which position does not depend on the number of ranks."""
 
 
 def load_by_name(name: str) -> Any:

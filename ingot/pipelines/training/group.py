@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,6 +43,24 @@ class Group:
         shared = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared)
         return shared.tolist()
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        """Everyone's rows of numbers (int64, of shape (rows, columns), any number of rows), one worker's
+        after the other's."""
+        if self.world == 1:
+            return numbers
+        counts = [int(count) for count in self._all(torch.tensor([len(numbers)]))]
+        padded = torch.zeros((max(counts), numbers.shape[1]), dtype=torch.int64)
+        padded[: len(numbers)] = torch.from_numpy(numbers)
+        parts = zip(self._all(padded), counts, strict=True)
+        return np.concatenate([part[:count].cpu().numpy() for part, count in parts])
+
+    def _all(self, tensor: Tensor) -> list[Tensor]:
+        """Everyone's tensor, all of one shape."""
+        mine = tensor.to(self.device)
+        everyones = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(everyones, mine)
+        return everyones
 
     def here(self, batch: AnyBatch) -> AnyBatch:
         """The batch with its tensors on this worker's device."""

@@ -1,8 +1,8 @@
 """Training as a stage runs it: workers on Ray Train, and the driver that shows what they say.
 
-Ray Train places the workers, joins them into a process group and starts a new group when one is lost, as
-often as `failures` allows. It is told nothing of checkpoints: a group begins at the newest one that is
-committed in the store, whether the group, the driver or the whole cluster was lost."""
+Ray Train places the workers, joins them into a process group and starts a new group when one is lost or when
+there is room for more. It is told nothing of checkpoints: a group begins at the newest one that is committed
+in the store, whether the group, the driver or the whole cluster was lost."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.monitor import Monitor
+from ingot.pipelines.training.show import Show
 from ingot.pipelines.units import TaskFailed, Workspace
 
 POLL_SECONDS = 0.2
@@ -30,15 +31,17 @@ POLL_SECONDS = 0.2
 def train(workspace: Workspace, section: Training, job: Job) -> Outcome:
     """Trains until the section's steps are taken, and gives the Hugging Face folder without the tokenizer's
     files, and metrics: parameters, steps, tokens_trained, tokens_per_second, loss_first, loss_last,
-    world_size, resumed_from (the step at which this call began), attempts, workers (facts on each), and the
-    evaluation's, ending in _before and _after. What was trained already is found in the store."""
-    record = _trained(workspace)
+    world_size, resumed_from (the step at which the last attempt began), attempts, steps_repeated (in this
+    call, after losses of workers), workers (facts on each), and the evaluation's, ending in _before and
+    _after. What was trained already is found in the store."""
+    record, repeated = _trained(workspace), 0
     if record is None:
-        _fit(workspace, section, job)
+        repeated = _fit(workspace, section, job)
         record = _trained(workspace)
         assert record is not None, "the workers ended without leaving a model"
     files = {name: File.from_json(entry) for name, entry in record["files"].items()}
-    return Outcome(files, {**record["metrics"], **_facts(workspace, record["metrics"]["attempts"])})
+    facts = _facts(workspace, record["metrics"]["attempts"])
+    return Outcome(files, {**record["metrics"], **facts, "steps_repeated": repeated})
 
 
 def _trained(workspace: Workspace) -> dict[str, Any] | None:
@@ -58,7 +61,8 @@ def _facts(workspace: Workspace, attempt: int) -> dict[str, Any]:
     return {"workers": workers, "resumed_from": resumed}
 
 
-def _fit(workspace: Workspace, section: Training, job: Job) -> None:
+def _fit(workspace: Workspace, section: Training, job: Job) -> int:
+    """Trains on Ray Train; the number of steps that were taken more than once."""
     # Ray Train looks at its workers this often; the first and the last look are part of every training.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     import ray
@@ -76,7 +80,7 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> None:
         "job": job.to_json(),
         "monitor": monitor,
     }
-    show = _Show(workspace, section)
+    show = Show(workspace.progress, section.steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(section, config, folder)
         # Beside this thread: `fit` in the main one would take over Ctrl-C for good.
@@ -94,6 +98,7 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> None:
         raise IngotError(refusal["words"])
     if run.error is not None:
         raise _explained(run.error, section) from run.error
+    return show.repeated
 
 
 class _Run(threading.Thread):
@@ -112,18 +117,23 @@ class _Run(threading.Thread):
 
 def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
     import ray.train
-    from ray.train.torch import TorchTrainer
 
-    from ingot.pipelines.training.loop import train_worker
+    from ingot.pipelines.training.elastic import Trainer
+    from ingot.pipelines.training.worker import train_worker
 
     resources = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
-    return TorchTrainer(
+    return Trainer(
         train_worker,
+        monitor=config["monitor"],
+        multiple=section.replicas,
+        uri=config["store"],
+        key=config["key"],
         train_loop_config=dict(config),
         scaling_config=ray.train.ScalingConfig(
             num_workers=section.workers,
+            elastic_resize_monitor_interval_s=section.resize_every,
             use_gpu=section.gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=section.placement.upper(),
@@ -138,16 +148,16 @@ def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
 
 
 def refuse_too_many(stage: str, section: Training, say: Callable[[str], None]) -> None:
-    """Raises UsageError where an embedded cluster has too little for a stage's workers: it will never grow.
-    On another cluster, which may, says what will be waited for."""
+    """Raises UsageError where an embedded cluster has too little for a stage's least workers: it will never
+    grow. On another cluster, which may, says what will be waited for."""
     import ray
 
     there = ray.cluster_resources()
     for name, each in (("CPU", section.cpus_per_worker), ("GPU", section.gpus_per_worker)):
-        if section.workers * each <= there.get(name, 0):
+        if section.least_workers * each <= there.get(name, 0):
             continue
         has = f"{there.get(name, 0):g} {name}s"
-        short = f"{stage}: {section.workers} workers of {each:g} {name} each need more than the {has}"
+        short = f"{stage}: {section.least_workers} workers of {each:g} {name} each need more than the {has}"
         mend = f"set {stage}.workers or {stage}.{name.lower()}s_per_worker lower"
         if not os.environ.get("RAY_ADDRESS"):
             raise UsageError(f"{short} here; {mend}, or join a cluster by RAY_ADDRESS")
@@ -162,41 +172,11 @@ def _explained(error: BaseException, section: Training) -> Exception:
     for rank, failure in failures.items():
         if isinstance(failure, RayActorError):  # the others only lost their peer
             return IngotError(
-                f"worker {rank} was lost, the last of {section.failures + 1} such failures: "
-                f"{str(failure).splitlines()[0]}; run again to go on from the last checkpoint, "
+                f"worker {rank} was lost, the last of {section.failures + 1} such failures since a "
+                f"checkpoint: {str(failure).splitlines()[0]}; run again to go on from the last checkpoint, "
                 "or set failures higher to survive more"
             )
     causes = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()]
     fault = TaskFailed(causes[0] if causes else str(error).strip().splitlines()[-1])
     fault.add_note(str(error))
     return fault
-
-
-class _Show:
-    """Turns the workers' messages into progress."""
-
-    def __init__(self, workspace: Workspace, section: Training) -> None:
-        self.progress, self.steps, self.shown = workspace.progress, section.steps, 0
-        self.progress.step("train", section.steps, "steps")
-
-    def __call__(self, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "step":
-            figures = {name: value for name, value in message.items() if name not in ("kind", "step")}
-            self._advance(message["step"], figures)
-        elif message["kind"] == "evaluation":
-            words = ", ".join(f"{name} {value:.4g}" for name, value in message["metrics"].items())
-            self.progress.say(f"  {message['when']} training: {words}".replace("_", " "))
-        else:
-            self._advance(message["step"], {})
-            if message["attempt"] > 1:
-                self.progress.say(
-                    f"  attempt {message['attempt']}: {message['workers']} workers go on at step "
-                    f"{message['step']} of {self.steps}"
-                )
-
-    def _advance(self, step: int, figures: Mapping[str, float]) -> None:
-        # after a loss of workers steps are taken again, which is no progress
-        count = max(0, step - self.shown)
-        self.shown += count
-        if count or figures:
-            self.progress.advance(count, **figures)

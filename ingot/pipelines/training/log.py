@@ -1,34 +1,49 @@
 """The log of a training: one JSON line a step, in the store as numbered chunks that are created once.
 
-`<key>/log/<attempt>-<first step>.jsonl`. Steps that were taken and then lost with a worker stand there once
-an attempt; the attempt that went on counts."""
+`<key>/log/<attempt>-<first step>.jsonl`. In `samples` a line has the numbers of the samples that the workers
+really read, in the order of the global batch. Steps that were taken and then lost with a worker stand there
+once an attempt; the attempt that went on counts."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import numpy as np
+
 from ingot.pipelines.store import Store
+from ingot.pipelines.training.dataset import Share
+from ingot.pipelines.training.group import Group
 
 
 class StepLog:
     """Lines that are not in the store yet."""
 
-    def __init__(self, key: str, attempt: int) -> None:
-        self.key, self.attempt = key, attempt
+    def __init__(self, key: str, attempt: int, group: Group) -> None:
+        self.key, self.attempt, self.group = key, attempt, group
         self._lines: list[dict[str, Any]] = []
+        self._read: list[np.ndarray] = []  # for each line: number of the line, position, sample
 
-    def add(self, line: dict[str, Any]) -> None:
-        """`line["step"]` is the number of the step, from 0. Numbers keep every digit."""
+    def add(self, line: dict[str, Any], share: Share) -> None:
+        """`line["step"]` is the number of the step, from 0. Numbers keep every digit. `share` is what this
+        worker read."""
+        lines = np.full(len(share.positions), len(self._lines))
+        self._read.append(np.stack([lines, share.positions, share.samples], axis=1))
         self._lines.append(line)
 
     def take(self) -> tuple[str, bytes] | None:
-        """The lines so far as an object and its key, or None if there are none."""
+        """The lines so far as an object and its key, or None if there are none. The workers must ask
+        together."""
         if not self._lines:
             return None
+        read = self.group.gather(np.concatenate(self._read))
+        read = read[np.lexsort((read[:, 1], read[:, 0]))]
+        ends = np.searchsorted(read[:, 0], np.arange(1, len(self._lines)))
+        for line, part in zip(self._lines, np.split(read[:, 2], ends), strict=True):
+            line["samples"] = part.tolist()
         key = f"{self.key}/log/{self.attempt:06d}-{self._lines[0]['step']:08d}.jsonl"
         data = "".join(json.dumps(line) + "\n" for line in self._lines).encode()
-        self._lines = []
+        self._lines, self._read = [], []
         return key, data
 
 

@@ -1,9 +1,9 @@
-"""What every worker of a training runs: build, resume, train, save, measure, export.
+"""What every worker of a training does: build, resume, train, save, measure, export.
 
 The state after step s is a function of the job, the section and s: rows, learning rate and random numbers
 are computed from the step, and everything else is in the checkpoint. So an attempt that begins where another
-one's last checkpoint ends goes on as if nothing had happened, bit for bit with as many workers. Ray is only
-asked who is who; nothing on the path of a step waits for it or for the store."""
+one's last checkpoint ends goes on as if nothing had happened, bit for bit with as many workers. Nothing on
+the path of a step waits for the store."""
 
 from __future__ import annotations
 
@@ -11,81 +11,34 @@ import json
 import os
 import platform
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ingot.errors import IngotError
 from ingot.model import Batch, StepMetrics, learning_rate, train_step
-from ingot.pipelines.artifact import Damaged
-from ingot.pipelines.cluster import refuse_elsewhere
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Training
-from ingot.pipelines.store import ObjectMissing, Store, StoreError, open_store
+from ingot.pipelines.store import Store
 from ingot.pipelines.training.build import build, export, sizes
 from ingot.pipelines.training.checkpoint import CheckpointWriter, load_checkpoint, newest_step
-from ingot.pipelines.training.dataset import load_by_name
+from ingot.pipelines.training.dataset import Share, load_by_name
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.log import StepLog, read_log
 
-
-def train_worker(config: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on each worker. `config`: store (its URI), home (the only node that
-    sees it, if not all do), key, attempt (the run's name and number, or None), section and job as JSON, and
-    the driver's monitor, a handle of the actor `Monitor`."""
-    import ray
-    import ray.train
-    import ray.train.torch
-
-    monitor = config["monitor"]
-    if ray.get(monitor.refusal.remote()) is not None:
-        return
-    section, context = Training(**config["section"]), ray.train.get_context()
-    device = ray.train.torch.get_device() if section.gpus_per_worker else torch.device("cpu")
-    torch.set_num_threads(max(1, int(section.cpus_per_worker)))
-    node = ray.get_runtime_context().get_node_id()
-    group = Group(context.get_world_rank(), context.get_world_size(), device, section.micro_batch, node)
-    try:
-        job, store = Job.from_json(config["job"]), open_store(config["store"])
-        refuse_elsewhere(store, config["home"])
-        # Rank 0 speaks for all, and nobody waits for an answer.
-        tell = (lambda message: monitor.tell.remote(message)) if group.rank == 0 else lambda message: None
-        attempt = Attempt(store, *config["attempt"]) if config["attempt"] else None
-        Loop(store, config["key"], job, section, group, tell, attempt).run()
-    except Exception as error:
-        if not is_worth_repeating(error):
-            ray.get(monitor.refuse.remote(*reason(error)))
-        raise
-
-
-def is_worth_repeating(error: Exception) -> bool:
-    """Whether new workers may get past this error: a store or a peer that can't be reached (torch says
-    RuntimeError), but not damaged data, a loss that is not finite, or a fault of the program."""
-    if isinstance(error, StoreError):
-        return not isinstance(error, Damaged | ObjectMissing)
-    return isinstance(error, RuntimeError | OSError)
-
-
-def reason(error: Exception) -> tuple[str, str]:
-    """What to tell the person and, of what nobody foresaw, the traceback."""
-    if isinstance(error, IngotError | FloatingPointError):
-        return str(error), ""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    words = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-    return words, "".join(traceback.format_exception(error))
+PAUSE_SECONDS = 0.1  # between questions of workers that wait
 
 
 class Loop:
     """One worker's part in one attempt at a training. `tell` is given what a watcher may want to know:
-    messages of kind "begin", "step" and "evaluation", as dictionaries. `run` is the attempt of the run that
-    this is for: once a higher one has begun, nothing is committed."""
+    messages of kind "begin", "step", "report", "paused" and "evaluation", as dictionaries. `run` is the
+    attempt of the run that this is for: once a higher one has begun, nothing is committed. `room`, given to
+    all workers or to none, is asked after each step for how many workers there is room, if for more than
+    there are, else 0; rank 0's answer counts."""
 
     def __init__(
         self,
@@ -96,9 +49,10 @@ class Loop:
         group: Group,
         tell: Callable[[dict[str, Any]], object] = lambda message: None,
         run: Attempt | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         self.store, self.key, self.job, self.section, self.group = store, key, job, section, group
-        self.tell = tell
+        self.tell, self.room = tell, room
         self.refuse_if_fenced = run.refuse_if_fenced if run else lambda: None
         self.dataset = load_by_name(job.dataset.name)(self.store, job.dataset.spec)
         self.objective = load_by_name(job.objective.name)(**job.objective.spec)
@@ -110,7 +64,7 @@ class Loop:
             return
         self.state, place = build(self.store, self.job, self.section, self.group)
         self.attempt = self._begin_attempt()
-        self.log = StepLog(self.key, self.attempt)
+        self.log = StepLog(self.key, self.attempt, self.group)
         keep = self.section.keep_checkpoints
         self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep, self.refuse_if_fenced)
         self._resume()
@@ -170,26 +124,40 @@ class Loop:
             while self.state.step < steps:
                 step = self.state.step
                 asked = time.perf_counter()
-                batches, checksum = rows.result()
+                share = rows.result()
                 waited = time.perf_counter() - asked
                 if step + 1 < steps:  # read while this step runs
                     rows = reader.submit(self._read, step + 1)
                 self.writer.check()
-                metrics = self._step(step, [self.group.here(batch) for batch in batches])
-                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in batches))
-                self._note(step, metrics, seconds=seconds, waited=waited, checksum=checksum)
+                metrics = self._step(step, [self.group.here(batch) for batch in share.batches])
+                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in share.batches))
+                self._note(step, metrics, share, seconds=seconds, waited=waited)
                 done = step + 1
+                self.tell({"kind": "step", "step": done})
                 if done % every == 0 or done == steps:
                     self._save()
                 if done % self.section.log_every == 0 or done == steps:
-                    self._report(step, batches[0].tokens_BT.shape[1], metrics, window)
+                    self._report(step, share.batches[0].tokens_BT.shape[1], metrics, window)
                     window.clear()
+                if self.room and done < steps and (room := self.group.agree(self.room())):
+                    self._pause(room)
 
-    def _read(self, step: int) -> tuple[Sequence[Batch], int]:
-        """This worker's rows of a step, and their checksum."""
+    def _pause(self, room: int) -> None:
+        """Commits the state as it is and waits, for the end of this group or for the room to be gone."""
+        assert self.room is not None
+        if self.writer.step != self.state.step:
+            self._save()
+        self.writer.wait()
+        self.group.agree(0)  # rank 0 is here when the checkpoint is committed
+        self.tell({"kind": "paused", "step": self.state.step, "room": room})
+        while self.group.agree(self.room()):
+            time.sleep(PAUSE_SECONDS)
+
+    def _read(self, step: int) -> Share:
+        """This worker's rows of a step."""
         group = self.group
-        batches = self.dataset.microbatches(step, group.rank, group.world, group.micro_batch)
-        return batches, zlib.crc32(b"".join(batch.tokens_BT.numpy().tobytes() for batch in batches))
+        share: Share = self.dataset.share(step, group.rank, group.world, group.micro_batch)
+        return share
 
     def _step(self, step: int, batches: Sequence[Batch]) -> StepMetrics:
         # Whatever draws random numbers in a step draws those of this step, whenever it is taken.
@@ -228,10 +196,12 @@ class Loop:
             "random": {"seed": section.seed, "next_step": step},
             "world": self.group.world,
         }
-        log = self.log.take() if self.group.rank == 0 else None
+        log = self.log.take()
+        if self.group.rank:
+            log = None  # the first worker's is everyone's
         self.writer.save(step, self.state.model, self.state.optimizer, facts, log)
 
-    def _note(self, step: int, metrics: StepMetrics, *, seconds: float, waited: float, checksum: int) -> None:
+    def _note(self, step: int, metrics: StepMetrics, share: Share, *, seconds: float, waited: float) -> None:
         line = {
             "step": step,
             "loss": metrics.loss,
@@ -240,18 +210,17 @@ class Loop:
             "tokens": metrics.tokens,
             "seconds": seconds,  # since the step before, saving and waiting included
             "seconds_waited": waited,  # for rows
-            "rows_crc32": checksum,  # of rank 0's
             "workers": self.group.world,
             "attempt": self.attempt,
             "at": time.time(),
             **metrics.extra,
         }
-        self.log.add(line)
+        self.log.add(line, share)
 
     def _report(self, step: int, length: int, metrics: StepMetrics, window: Window) -> None:
         flops = self.state.model.config.flops_per_token(length, causal=False)
         message = {
-            "kind": "step",
+            "kind": "report",
             "step": step + 1,
             "loss": metrics.loss,
             "learning_rate": self._learning_rate(step),

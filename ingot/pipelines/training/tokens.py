@@ -16,7 +16,7 @@ import numpy as np
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, load
 from ingot.pipelines.store import Store
-from ingot.pipelines.training.dataset import shares
+from ingot.pipelines.training.dataset import Share, shares
 from ingot.pipelines.training.permutation import shuffled_epochs
 
 if TYPE_CHECKING:
@@ -92,11 +92,12 @@ class TokenDataset:
         """The samples at these positions of the endless sequence."""
         return shuffled_epochs(positions, self.samples.count, self.seed)
 
-    def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
+    def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         ranges, size = shares(self.rows, rank, world, micro_batch)
         base = step * self.rows
-        rows = [self.samples.read(self.numbers(range(base + own.start, base + own.stop))) for own in ranges]
-        return [next_token_batch(tokens, size) for tokens in rows]
+        numbers = [self.numbers(range(base + own.start, base + own.stop)) for own in ranges]
+        batches = [next_token_batch(self.samples.read(each), size) for each in numbers]
+        return Share(batches, np.arange(ranges[0].start, ranges[-1].stop), np.concatenate(numbers))
 
 
 def next_token_batch(samples: np.ndarray, rows: int) -> Batch:

@@ -1,20 +1,25 @@
 """A driver of the stage in a process of its own, on the cluster of RAY_ADDRESS: `python dedup_driver.py STORE
-CORPUS_KEY` prints the peak of its memory in bytes and the stage's metrics, as JSON."""
+CORPUS_KEY [SETTINGS]` prints the peak of its memory in bytes, the artifact's digest and its metrics, as JSON.
+With SETTINGS (JSON, of the section) every unit takes a second longer."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from units_of_work import unhurried
+
 from ingot.pipelines import dedup
-from ingot.pipelines.artifact import load
+from ingot.pipelines.artifact import digest_of, load
 from ingot.pipelines.cluster import cluster
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.store import open_store
-from ingot.pipelines.units import Workspace
+from ingot.pipelines.units import Unit, Workspace
 
 
 class Quiet:
@@ -28,12 +33,22 @@ def peak() -> int:
     return int(kilobytes) * 1024
 
 
+class Unhurried(Workspace):
+    """Every unit takes a second longer."""
+
+    def run(self, step: str, units: Sequence[Unit], work: Any) -> list[dict[str, Any]]:
+        return super().run(step, units, partial(unhurried, work))
+
+
 if __name__ == "__main__":
-    uri, key = sys.argv[1:]
+    uri, key, *settings = sys.argv[1:]
     store = open_store(uri)
     corpus = load(store, key)
     assert corpus is not None
+    section = Dedup(**(json.loads(settings[0]) if settings else {}))
     with cluster(store):
-        workspace = Workspace(store, "artifacts/dedup/measured", Quiet(), 2)
-        outcome = dedup.run(workspace, Dedup(), {"corpus": corpus})
-    print(json.dumps({"peak": peak(), "metrics": outcome.metrics}))
+        kind = Unhurried if settings else Workspace
+        workspace = kind(store, "artifacts/dedup/measured", Quiet(), None if settings else 2)
+        outcome = dedup.run(workspace, section, {"corpus": corpus})
+    digest = digest_of(outcome.files)
+    print(json.dumps({"peak": peak(), "digest": digest, "metrics": outcome.metrics}))

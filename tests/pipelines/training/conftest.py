@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,18 @@ class SmallTraining:
         workspace = Workspace(self.store, key, progress, attempt=attempt)
         return train(workspace, self.section(**settings), self.job(gate))
 
-    def train_here(self, key: str, run: Attempt | None = None, **settings: Any) -> Loop:
+    def train_here(
+        self,
+        key: str,
+        run: Attempt | None = None,
+        tell: Callable[[dict[str, Any]], object] = lambda message: None,
+        room: Callable[[], int] | None = None,
+        **settings: Any,
+    ) -> Loop:
         """One worker, in this process."""
         section = self.section(workers=1, **settings)
         group = Group(0, 1, torch.device("cpu"), section.micro_batch)
-        loop = Loop(self.store, key, self.job(), section, group, run=run)
+        loop = Loop(self.store, key, self.job(), section, group, tell, run, room)
         loop.run()
         return loop
 

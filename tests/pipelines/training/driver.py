@@ -1,4 +1,5 @@
-"""A training with its own embedded Ray; started by test_resume.py, to be killed.
+"""A training in a process of its own, with an embedded Ray or on the cluster that RAY_ADDRESS names. Prints
+the lines that a person would see, and then the metrics as JSON.
 
 python driver.py STORE KEY SECTION JOB: the last two as JSON."""
 
@@ -23,11 +24,19 @@ class Silence:
         return lambda *words, **figures: None
 
 
+class Lines(Silence):
+    """A `Progress` that shows what stays."""
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+
 def main(uri: str, key: str, section: str, job: str) -> None:
     store = open_store(uri)
     with cluster(store, cpus=2):
-        workspace = Workspace(store, key, Silence())
-        train(workspace, Pretrain.model_validate_json(section), Job.from_json(json.loads(job)))
+        workspace = Workspace(store, key, Lines())
+        outcome = train(workspace, Pretrain.model_validate_json(section), Job.from_json(json.loads(job)))
+    print(json.dumps(outcome.metrics))
 
 
 if __name__ == "__main__":

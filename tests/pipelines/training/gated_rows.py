@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ingot.model import Batch
 from ingot.pipelines.store import Store
+from ingot.pipelines.training.dataset import Share
 from ingot.pipelines.training.tokens import TokenDataset
 
 
@@ -19,7 +19,7 @@ class GatedRows(TokenDataset):
         super().__init__(store, spec)
         self.store, self.gate, self.gated_step = store, spec["gate"], spec["gated_step"]
 
-    def microbatches(self, step: int, rank: int, world: int, micro_batch: int) -> list[Batch]:
+    def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         while step == self.gated_step and not self.store.exists(self.gate):
             time.sleep(0.02)
-        return super().microbatches(step, rank, world, micro_batch)
+        return super().share(step, rank, world, micro_batch)

@@ -51,7 +51,8 @@ def test_rows_are_those_of_a_naive_reading_at_any_number_of_workers(
     dataset: TokenDataset, world: int, micro_batch: int
 ) -> None:
     for step in (0, 1, 13, 14, 15, 100):  # the first epoch ends in step 14
-        shares_of_ranks = [dataset.microbatches(step, rank, world, micro_batch) for rank in range(world)]
+        read = [dataset.share(step, rank, world, micro_batch) for rank in range(world)]
+        shares_of_ranks = [share.batches for share in read]
         assert len({len(batches) for batches in shares_of_ranks}) == 1
         assert len({batch.tokens_BT.shape for batches in shares_of_ranks for batch in batches}) == 1
         assert shares_of_ranks[0][0].tokens_BT.shape[0] <= micro_batch
@@ -60,6 +61,9 @@ def test_rows_are_those_of_a_naive_reading_at_any_number_of_workers(
         counts = (targets != IGNORED).all(dim=1)
         assert (targets[~counts] == IGNORED).all()
         assert (tokens[counts].tolist(), targets[counts].tolist()) == naive_rows(step)
+        assert [place for share in read for place in share.positions] == list(range(ROWS))
+        starts = [int(number) * CONTEXT for share in read for number in share.samples]
+        assert [TEXT[start : start + CONTEXT].tolist() for start in starts] == tokens[counts].tolist()
 
 
 def test_every_token_is_predicted_once_an_epoch(dataset: TokenDataset) -> None:
@@ -89,7 +93,7 @@ def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
     piece = artifact.files["train/00002.bin"].pieces[0]
     (tmp_path / piece.key).write_bytes(bytes(piece.bytes))
     with pytest.raises(Damaged, match=r"train/00002\.bin is damaged: its object .* was altered"):
-        dataset.microbatches(0, 0, 1, 10)
+        dataset.share(0, 0, 1, 10)
 
 
 def test_less_than_one_row_is_refused(tmp_path: Path) -> None:

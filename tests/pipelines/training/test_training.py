@@ -25,7 +25,8 @@ from ingot.pipelines.training.evaluation import bits_per_byte, held_out_samples,
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.launch import refuse_too_many
 from ingot.pipelines.training.log import read_log
-from ingot.pipelines.training.loop import Loop, is_worth_repeating
+from ingot.pipelines.training.loop import Loop
+from ingot.pipelines.training.worker import is_worth_repeating
 
 if TYPE_CHECKING:
     from conftest import Recorder, SmallTraining
@@ -64,6 +65,14 @@ def test_two_sharded_workers_see_the_losses_of_one_whole(
     assert two[-1] < two[0] - 0.5
 
 
+def test_the_log_says_which_samples_each_step_read(
+    uninterrupted: Outcome, uninterrupted_key: str, alone: Loop, small_training: SmallTraining
+) -> None:
+    expected = [alone.dataset.numbers(range(8 * step, 8 * step + 8)).tolist() for step in range(20)]
+    for key in (uninterrupted_key, ALONE):
+        assert [line["samples"] for line in read_log(small_training.store, key)] == expected
+
+
 def test_metrics_say_what_was_trained(uninterrupted: Outcome, small_training: SmallTraining) -> None:
     metrics = uninterrupted.metrics
     assert metrics["steps"] == 20
@@ -89,7 +98,7 @@ def test_every_step_is_logged_with_every_digit(
     assert {line["tokens"] for line in lines} == {256}
     assert lines[0]["learning_rate"] == pytest.approx(0.005)
     assert max(line["learning_rate"] for line in lines) == pytest.approx(0.01)
-    assert all({"gradient_norm", "seconds", "rows_crc32", "attempt"} <= line.keys() for line in lines)
+    assert all({"gradient_norm", "seconds", "samples", "attempt"} <= line.keys() for line in lines)
 
 
 def test_the_model_is_a_folder_that_stock_code_reads(
@@ -139,7 +148,35 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert min(chunk for chunk in chunks if chunk.startswith("000002")) == "000002-00000010.jsonl"
     assert [told[1] for told in recorder.told if told[0] == "step"] == ["train"]
     assert sum(told[1] for told in recorder.told if told[0] == "advance") == 20
-    assert any("attempt 2: 2 workers go on at step 10 of 20" in str(told[1]) for told in recorder.told)
+    again = outcome.metrics["steps_repeated"]
+    assert 0 <= again <= 2
+    words = {0: "no step is", 1: "1 step is", 2: "2 steps are"}[again]
+    line = f"  attempt 2: 2 workers go on at step 10 of 20, {words} taken again"
+    assert [told[1] for told in recorder.told if told[0] == "say" and "attempt" in told[1]] == [line]
+
+
+@pytest.mark.parametrize("step", [7, 10])  # 10 is saved anyway
+def test_workers_that_are_to_pause_save_and_wait_and_go_on_as_if_nothing_had_been(
+    alone: Loop, small_training: SmallTraining, step: int
+) -> None:
+    key, store = f"artifacts/pretrain/paused-{step}", small_training.store
+    told: list[dict[str, Any]] = []
+    waited: list[int | None] = []
+
+    def room() -> int:
+        if told[-1]["kind"] == "paused":
+            waited.append(newest_step(store, key))
+        steps = [message["step"] for message in told if message["kind"] == "step"]
+        return 2 if steps[-1] == step and len(waited) < 3 else 0
+
+    small_training.train_here(key, tell=told.append, room=room, log_every=20)
+    assert [message for message in told if message["kind"] == "paused"] == [
+        {"kind": "paused", "step": step, "room": 2}
+    ]
+    assert waited == [step] * 3
+    assert losses(small_training, key) == losses(small_training, ALONE)
+    chunks = [int(name[-14:-6]) for name in store.list(f"{key}/log/")]
+    assert chunks == sorted({0, 5, 10, 15} | {step})
 
 
 def test_a_damaged_newest_checkpoint_is_refused_and_not_passed_over(

@@ -1,0 +1,155 @@
+"""What Ray Train's controller decides by, where its own policies would lose steps or give up too early.
+
+Ray Train makes a group of workers larger by ending it, without a word to the workers: all steps since the
+last checkpoint would be taken again. Here they are asked to save and to wait first, and nothing is. The
+policies are private parts of Ray, handed over in a private method of the trainer: this file alone imports
+them, and its tests hold what it needs of them against the Ray that is installed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    FailurePolicy,
+)
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+)
+
+from ingot.pipelines.store import StoreError, open_store
+from ingot.pipelines.training.checkpoint import newest_step
+
+WAIT_SECONDS = 0.2  # between two looks for a group's room: Ray Train's controller would look without a rest
+ANSWER_SECONDS = 2.0  # that a node has to take a connection
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer with the policies below. `monitor` is a handle of the actor `Monitor`; the numbers of
+    workers are multiples of `multiple`; the checkpoints are those of the training at `key` in the store at
+    `uri`."""
+
+    def __init__(self, worker: Any, *, monitor: Any, multiple: int, uri: str, key: str, **parts: Any) -> None:
+        super().__init__(worker, **parts)
+        self.failure_policy = SinceCheckpoint(self.run_config.failure_config, uri, key)
+        self.scaling_policy = None
+        if self.scaling_config.elasticity_enabled:
+            self.scaling_policy = SaveAndResize(self.scaling_config, monitor, multiple)
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        parts["failure_policy"] = self.failure_policy
+        if self.scaling_policy is not None:
+            parts["scaling_policy"] = self.scaling_policy
+        return super()._initialize_and_run_controller(**parts)
+
+
+class SinceCheckpoint(FailurePolicy):
+    """Counts the losses of workers since the last checkpoint that was committed: a training that makes
+    headway between them may outlive any number."""
+
+    def __init__(self, failure_config: FailureConfig, uri: str, key: str) -> None:
+        super().__init__(failure_config)
+        self.uri, self.key = uri, key
+        self._newest = 0
+        self._count = DefaultFailurePolicy(failure_config)
+
+    def make_decision(self, training_failed_error: Exception) -> FailureDecision:
+        newest = self._newest_step()
+        if newest > self._newest:
+            self._newest, self._count = newest, DefaultFailurePolicy(self.failure_config)
+        return self._count.make_decision(training_failed_error)
+
+    def _newest_step(self) -> int:
+        try:
+            return newest_step(open_store(self.uri), self.key) or 0
+        except StoreError:  # the workers need it more, and will say so
+            return 0
+
+
+class SaveAndResize(ElasticScalingPolicy):
+    """Ray Train's elastic policy with three changes: workers that run save and wait before they are replaced
+    by more, their number is a multiple of `multiple`, and a group begins on nodes that answer now."""
+
+    def __init__(self, scaling_config: ScalingConfig, monitor: Any, multiple: int) -> None:
+        super().__init__(scaling_config)
+        self.monitor, self.multiple = monitor, multiple
+        self._asked = False
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._asked = False
+        decision = super().make_decision_for_non_running_worker_group()
+        room = 0 if isinstance(decision, NoopDecision) else self._room()
+        if room >= self.scaling_config.min_workers:
+            return self._get_resize_decision(room)
+        time.sleep(WAIT_SECONDS)
+        return NoopDecision()
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        there = worker_group_state.num_workers
+        if not self._asked:
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if isinstance(decision, NoopDecision) or decision.num_workers < there:
+                return decision
+            self._asked = True
+        # Asked about again at every look, until they wait: the room may go, too.
+        room = self._room_beside(there)
+        if room <= there:
+            self._asked = False
+            ray.get(self.monitor.go_on.remote())
+        elif ray.get(self.monitor.ask_to_pause.remote(room)):
+            return self._get_resize_decision(room)
+        return NoopDecision()
+
+    def _room(self) -> int:
+        """For how many workers the nodes that answer have room."""
+        resources, there = self._get_reserved_resources() or {}, _nodes_that_answer()
+        return self._count_possible_workers({name: resources[name] for name in resources if name in there})
+
+    def _room_beside(self, there: int) -> int:
+        """The same, now that `there` workers have their places. The coordinator knows of trainings and of
+        data, but not of what else is on the nodes, such as an endpoint."""
+        free, needs = ray.available_resources(), self.scaling_config._resources_per_worker_not_none
+        more = min(free.get(name, 0) // need for name, need in needs.items() if need)
+        return self._whole(min(self._room(), there + int(more)))
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        return self._whole(super()._count_possible_workers(reserved_resources))
+
+    def _whole(self, workers: int) -> int:
+        return workers - workers % self.multiple
+
+    def _get_reserved_resources(self) -> Any:
+        last, pause = self._latest_reserved_resources_query_time, self.GET_RESERVED_RESOURCES_INTERVAL_S
+        if time.monotonic() - last >= pause:  # by itself the coordinator counts every 20 s
+            self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+        return super()._get_reserved_resources()
+
+
+def _nodes_that_answer() -> set[str]:
+    """The ids of the nodes whose raylet can be reached. Ray takes one that was cut off for alive for some
+    more heartbeats, and a group on it would be waited for until its start times out: going on after a node's
+    loss took 85 s, and takes 24 s, on two busy cores."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+
+    def answers(node: Mapping[str, Any]) -> bool:
+        try:
+            address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+            socket.create_connection(address, ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(min(32, len(nodes))) as pool:
+        return {node["NodeID"] for node, there in zip(nodes, pool.map(answers, nodes), strict=True) if there}

@@ -1,0 +1,52 @@
+"""What the driver shows of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ingot.pipelines.units import Progress
+
+
+class Show:
+    """Turns the workers' messages into progress. `repeated` is the number of steps that a group had taken
+    and a later one takes again, as far as this watcher saw it."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self.progress, self.steps, self.shown = progress, steps, 0
+        self.taken: int | None = None  # steps, by the group that is at work or was the last one
+        self.repeated = 0
+        self.progress.step("train", steps, "steps")
+
+    def __call__(self, message: Mapping[str, Any]) -> None:
+        if message["kind"] == "step":
+            self.taken = message["step"]
+        elif message["kind"] == "report":
+            figures = {name: value for name, value in message.items() if name not in ("kind", "step")}
+            self._advance(message["step"], figures)
+        elif message["kind"] == "evaluation":
+            words = ", ".join(f"{name} {value:.4g}" for name, value in message["metrics"].items())
+            self.progress.say(f"  {message['when']} training: {words}".replace("_", " "))
+        elif message["kind"] == "paused":
+            self.progress.say(f"  room for {message['room']} workers: saved at step {message['step']}")
+        else:
+            self._begin(**message)
+
+    def _begin(self, kind: str, attempt: int, step: int, workers: int) -> None:
+        self._advance(step, {})
+        words = ""
+        if self.taken is not None:
+            again = max(0, self.taken - step)
+            words = f", {again or 'no'} {'step is' if again < 2 else 'steps are'} taken again"
+            self.repeated += again
+        self.taken = step
+        if attempt > 1:
+            who = "1 worker goes" if workers == 1 else f"{workers} workers go"
+            self.progress.say(f"  attempt {attempt}: {who} on at step {step} of {self.steps}{words}")
+
+    def _advance(self, step: int, figures: Mapping[str, float]) -> None:
+        # after a loss of workers steps are taken again, which is no progress
+        count = max(0, step - self.shown)
+        self.shown += count
+        if count or figures:
+            self.progress.advance(count, **figures)
