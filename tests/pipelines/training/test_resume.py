@@ -45,9 +45,10 @@ def test_a_killed_driver_loses_nothing_that_was_committed(
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert second.returncode == 0, second.stderr
     # Ray's and torch's chatter goes to files.
-    said = second.stdout.splitlines()
-    assert said[:-1] == ["  attempt 2: 2 workers go on at step 10 of 20"]
-    assert json.loads(said[-1])["steps_repeated"] == 0  # as far as this call can know
+    begun, after, metrics = second.stdout.splitlines()
+    assert begun == "  attempt 2: 2 workers go on at step 10 of 20"
+    assert after.startswith("  after training: bits per byte ")
+    assert json.loads(metrics)["steps_repeated"] == 0  # as far as this call can know
     record = json.loads(store.read(f"{KEY}/trained.json"))
     assert {name: File.from_json(entry) for name, entry in record["files"].items()} == uninterrupted.files
     assert record["metrics"]["attempts"] == 2
