@@ -22,6 +22,7 @@ from ingot.pipelines.dedup.exchange import (
     put_run,
     read_partition,
     read_rows,
+    read_run,
 )
 from ingot.pipelines.dedup.rows import (
     BAND,
@@ -157,7 +158,7 @@ def join_links(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    parts = [read_partition(store, [run], part, LINK) for run in body["runs"] for part in range(run["end"])]
+    parts = [read_run(store, run, LINK) for run in body["runs"]]
     links = np.concatenate([np.empty(0, LINK), *parts])
     ends = np.concatenate(
         [

@@ -1,8 +1,8 @@
 """Data between steps: runs in the store, of which a task reads only its slice.
 
-A task of one step writes a run, one file: the bytes of each partition in order, then a footer, the offset at
-which each begins and the last ends (little-endian, 64 bits). A task of the next step reads its partition
-of all runs by ranged reads. No task reads from more than FAN_IN runs: where there are more, merging steps
+A task of one step writes a run, one file: the bytes of each partition in order, then a footer, which has two
+numbers for each partition that is not empty: which it is, and where it ends (little-endian, 64 bits). A task
+of the next step reads its partition of all runs by ranged reads. No task reads from more than FAN_IN runs: where there are more, merging steps
 come between, which cut the partitions into columns as they join runs (a radix exchange), so that each task
 moves about MERGED_BYTES however large the corpus is."""
 
@@ -29,7 +29,7 @@ GAP_BYTES = 128_000  # two slices nearer than this are read in one request
 
 Bounds = npt.NDArray[np.uint64]
 Cuts = Sequence[Sequence[int]]  # the documents files of each snapshot, and the partitions they are cut into
-Run = Mapping[str, Any]  # file, and the partitions it holds: first … end - 1
+Run = Mapping[str, Any]  # its file, and the bytes of it that are no footer
 
 
 def hash_bounds(partitions: int) -> Bounds:
@@ -78,18 +78,21 @@ def put_segments(store: Store, data: bytes, sizes: Numbers, first: int = 0) -> d
 
 
 def _put_run(store: Store, data: bytes, offsets: Numbers, first: int) -> dict[str, Any]:
-    footer = offsets.astype("<u8").tobytes()
-    return {
-        "file": put_file(store, data + footer).to_json(),
-        "first": first,
-        "end": first + len(offsets) - 1,
-        "bytes": len(data),
-    }
+    filled = np.flatnonzero(np.diff(offsets))
+    footer = np.stack([first + filled, offsets[filled + 1]], axis=1).astype("<u8").tobytes()
+    return {"file": put_file(store, data + footer).to_json(), "bytes": len(data)}
 
 
 def read_partition(store: Store, runs: Sequence[Run], part: int, dtype: np.dtype[np.void]) -> Rows:
     """The rows of partition `part` of all runs, run after run."""
     return np.frombuffer(b"".join(read_segments(store, runs, part)), dtype)
+
+
+def read_run(store: Store, run: Run, dtype: np.dtype[np.void]) -> Rows:
+    """The rows of all partitions of a run."""
+    return np.frombuffer(
+        read_range(store, File.from_json(run["file"]), 0, run["bytes"], "a run of rows"), dtype
+    )
 
 
 def read_segments(store: Store, runs: Sequence[Run], part: int) -> Iterator[bytes]:
@@ -101,16 +104,13 @@ def read_segments(store: Store, runs: Sequence[Run], part: int) -> Iterator[byte
 
 def _read(store: Store, run: Run, first: int, end: int) -> tuple[bytes, Numbers]:
     """The bytes of the partitions first … end - 1 of a run, and how many are of each."""
-    file, what = File.from_json(run["file"]), "a run of rows"
-    begin, count = first - run["first"], end - first
+    file, what, size = File.from_json(run["file"]), "a run of rows", run["bytes"]
     whole = read_range(store, file, 0, file.bytes, what) if file.bytes <= SMALL_RUN else None
-    at = run["bytes"] + 8 * begin
-    footer = (
-        read_range(store, file, at, 8 * (count + 1), what)
-        if whole is None
-        else whole[at : at + 8 * (count + 1)]
-    )
-    offsets = np.frombuffer(footer, "<u8").astype(np.int64)
+    footer = read_range(store, file, size, file.bytes - size, what) if whole is None else whole[size:]
+    filled, ends = np.frombuffer(footer, "<u8").astype(np.int64).reshape(-1, 2).T
+    # where each partition ends, an empty one where the one before it does
+    place = np.searchsorted(filled, np.arange(first, end + 1), side="left")
+    offsets = np.append(0, ends)[place]
     start, stop = int(offsets[0]), int(offsets[-1])
     data = read_range(store, file, start, stop - start, what) if whole is None else whole[start:stop]
     return data, np.diff(offsets)
