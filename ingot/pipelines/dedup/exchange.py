@@ -2,9 +2,9 @@
 
 A task of one step writes a run, one file: the bytes of each partition in order, then a footer, which has two
 numbers for each partition that is not empty: which it is, and where it ends (little-endian, 64 bits). A task
-of the next step reads its partition of all runs by ranged reads. No task reads from more than FAN_IN runs: where there are more, merging steps
-come between, which cut the partitions into columns as they join runs (a radix exchange), so that each task
-moves about MERGED_BYTES however large the corpus is."""
+of the next step reads its partition of all runs by ranged reads. No task reads from more than FAN_IN runs:
+where there are more, merging steps come between, which cut the partitions into columns as they join runs (a
+radix exchange), so that each task moves about MERGED_BYTES however large the corpus is."""
 
 from __future__ import annotations
 
