@@ -5,8 +5,9 @@
 Three parts, on source code and docs of the installed packages:
 - signing: from text in memory to a MinHash signature (word 5-grams, 256 permutations) on one core, in turns
   with datatrove's own functions and with a loop over documents in datasketch;
-- the stage: `ingot run --until dedup`, reading and writing included, with one worker and with two, beside
-  datatrove's four stages on two workers and the same documents;
+- the stage: `ingot run --until dedup`, reading and writing included, beside datatrove's four stages on two
+  workers and the same documents; and while the text grows from 1x to 4x to 16x, the last with one worker and
+  with two;
 - what was found: planted pairs of Jaccard similarity 0.5 to 0.95, and how far datatrove's removals are ours.
 
 Each peer runs in an environment of its own, made on first use from requirements/peers/. The last line is one
@@ -37,7 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dedup_memory import watched
-from dedup_texts import Pair, gather, planted, put, write
+from dedup_texts import Pair, gather, grown, planted, put, write
 from peers.environment import HERE, ROOT, Peer, Unavailable, python_of
 
 from ingot.pipelines.artifact import Artifact, load
@@ -52,6 +53,7 @@ ALIKE = 0.85  # from here on a pair must be found
 MOST_BIAS = 0.01  # of a mean over hundreds of estimates, each with a standard deviation of 0.03
 LEAST_CONFIRMED = 0.9  # of our removals: its candidates are pairs from 0.8 on with probability 0.98 and more
 WORKERS = (1, 2)
+GROWTH = (1, 4, 16)  # the second of them is the texts as they are
 
 
 @dataclass(frozen=True)
@@ -176,30 +178,38 @@ def measure_stage(
     """MB/s of the stage, what it finds, and datatrove beside it."""
     print("\nthe stage: ingot run --until dedup", flush=True)
     figures, ratios = beside_datatrove(folder, texts, pairs, size, "datatrove" in without)
-    whole = Corpus(folder / "whole", texts, pairs)
-    runs: dict[int, list[Run]] = {workers: [] for workers in WORKERS}
-    for _ in range(size.runs):
-        for workers in WORKERS:
-            runs[workers].append(whole.deduplicate(workers))
-    rates = {workers: whole.bytes / 1e6 / median_seconds(own) for workers, own in runs.items()}
-    every = [run for own in runs.values() for run in own]
+    base = sample(texts, sum(map(len, texts)) / GROWTH[1])
+    for factor in GROWTH:
+        corpus = Corpus(folder / f"{factor}x", grown(base, factor), pairs)
+        largest = factor == GROWTH[-1]
+        counts = WORKERS if largest else WORKERS[-1:]
+        runs: dict[int, list[Run]] = {workers: [] for workers in counts}
+        for _ in range(size.runs if largest else 1):
+            for workers in counts:
+                runs[workers].append(corpus.deduplicate(workers))
+        rates = {workers: corpus.bytes / 1e6 / median_seconds(own) for workers, own in runs.items()}
+        every = [run for own in runs.values() for run in own]
+        driver, worker = max(run.driver_mb for run in every), max(run.worker_mb for run in every)
+        for workers, rate in rates.items():
+            seconds = ", ".join(f"{run.seconds:.1f}" for run in runs[workers])
+            print(
+                f"  {factor}x, {corpus.bytes / 1e6:.0f} MB, {workers} workers: {rate:.1f} MB/s ({seconds} s);"
+                f" at most {driver:.0f} MB of memory in the driver, {worker:.0f} MB in a worker",
+                flush=True,
+            )
+        figures |= {f"peak_worker_mb_{factor}x": worker, f"peak_driver_mb_{factor}x": driver}
+        shutil.rmtree(corpus.folder)
     figures |= {
         "dedup_mb_per_s_per_core": rates[2] / 2,
         "dedup_mb_per_s_1_worker": rates[1],
-        "dedup_mb_per_s_2_workers": rates[2],
         "workers_2_over_1": rates[2] / rates[1],
         "command_seconds": statistics.median(run.command_seconds for run in runs[2]),
-        "peak_worker_mb": max(run.worker_mb for run in every),
-        "peak_driver_mb": max(run.driver_mb for run in every),
+        "peak_worker_mb": worker,
+        "peak_driver_mb": driver,
         "removed_share": len(every[-1].removed) / len(every[-1].urls),
         **check_found(every[-1], pairs),
     }
-    for workers, rate in rates.items():
-        seconds = ", ".join(f"{run.seconds:.1f}" for run in runs[workers])
-        print(f"  {workers} workers: {rate:.1f} MB/s ({whole.bytes / 1e6:.0f} MB in {seconds} s)")
     print(f"  removed {figures['removed_share']:.1%}; recall from {ALIKE} on: {figures['recall']:.4f}")
-    driver, worker = figures["peak_driver_mb"], figures["peak_worker_mb"]
-    print(f"  peak memory: driver {driver:.0f} MB, the largest worker {worker:.0f} MB")
     return figures, ratios
 
 

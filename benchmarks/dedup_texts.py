@@ -50,6 +50,18 @@ def gather(wanted: int) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+def grown(texts: list[str], factor: int) -> list[str]:
+    """`factor` times as much text of the same sort, none of it like another: each copy has its letters moved
+    on by another number of places in the alphabet."""
+    letters = string.ascii_lowercase.encode()
+    found = []
+    for by in range(factor):
+        moved = letters[by:] + letters[:by]
+        table = bytes.maketrans(letters + letters.upper(), moved + moved.upper())
+        found += [text.encode().translate(table).decode() for text in texts]
+    return found
+
+
 def planted(each: int, ngram: int = 5) -> list[Pair]:
     """`each` pairs of every level, of at least its similarity. A pair has its beginning in common, and words
     that no other text has."""

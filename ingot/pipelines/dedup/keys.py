@@ -142,7 +142,7 @@ def address(url: str) -> str:
 
 def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A partition of the keys → `followers`, runs of FOLLOWER rows cut by the leader's location and (`gone`)
-    by their own; `led`, the partitions that hold leaders; and an index of the new leaders.
+    by their own; their `count`; `led`, the partitions that hold leaders; and an index of the new leaders.
 
     body: `runs` (of KEY rows), `partition`, `indexes` (of the leaders of earlier snapshots), `excluded`
     (locations that are as if they were not), `cuts`."""
@@ -167,6 +167,7 @@ def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "followers": put_run(store, by_leader, "leader", bounds),
         "gone": put_run(store, by_location, "location", bounds),
+        "count": len(followers),
         "led": np.unique(partitions_of(bounds, followers["leader"])).tolist(),
         "index": put_index(store, rows[first[is_new[first]]], "key_high"),
     }

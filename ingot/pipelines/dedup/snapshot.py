@@ -7,8 +7,9 @@ documents that stand for more now. The result is that of a single pass over all.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -46,11 +47,18 @@ class Base:
 
     artifact: Artifact
     before: Base | None
+    _filled: dict[str, list[Record]] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Record:
         body: Record = self.artifact.json("index.json")
         return body
+
+    def filled(self, name: str) -> list[Record]:
+        """The indexes of this kind that hold anything."""
+        if name not in self._filled:
+            self._filled[name] = [index for index in self.index[name] if index["rows"]]
+        return self._filled[name]
 
     @property
     def all(self) -> list[Base]:
@@ -77,14 +85,15 @@ class Earlier:
     def indexes(self, name: str, part: int, partitions: int) -> list[Record]:
         """The indexes that may hold hashes of a partition."""
         least, end = (part << 64) // partitions, (part + 1 << 64) // partitions
-        return [
-            index
-            for each in self.bases
-            for index in each.index[name]
-            if index["rows"] and index["least"] < end and index["greatest"] >= least
-        ]
+        found: list[Record] = []
+        for each in self.bases:
+            filled = each.filled(name)  # in the order of their hashes
+            first = bisect_left(filled, least, key=lambda index: int(index["greatest"]))
+            last = bisect_left(filled, end, key=lambda index: int(index["least"]))
+            found += filled[first:last]
+        return found
 
-    def removals(self, part: int) -> list[Any]:
+    def removals(self, part: int) -> Sequence[Run]:
         """The runs of what went of an earlier partition of the documents."""
         return self._removals[self._owners[part]][part]
 
@@ -133,6 +142,8 @@ class Snapshot:
             {"excluded": _flat(self.taken, "excluded"), **self.steps.places},
         )
         self.indexes[kind] = _values(records, "index")
+        word = {"url": "of an address that a better one has", "exact": "equal to a better one"}[kind]
+        self.steps.workspace.progress.say(f"  {sum(_values(records, 'count')):,} documents are {word}")
         return records
 
     def _earlier(self, name: str, part: int) -> list[Record]:
@@ -286,6 +297,9 @@ def add_snapshot(
     else:
         verified = snapshot.near(signed)
         removed = settle_edges(steps, verified)
+        pairs, near = (sum(_values(verified, name)) for name in ("pairs", "verified"))
+        went = sum(_values(removed, "count"))
+        workspace.progress.say(f"  {pairs:,} pairs compared, {near:,} near: {went:,} documents go")
     for kind in ("exact", "url"):
         if kind in copies:
             removed += snapshot.follow(kind, copies[kind], removed)

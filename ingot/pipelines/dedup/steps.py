@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,10 @@ Work = Callable[[Store, Mapping[str, Any]], Record]
 class Exchange:
     """The runs of one step, by the partitions of the next."""
 
-    columns: Sequence[Column]
+    columns: Sequence[Column]  # in the order of partitions, which they share out
 
-    def __getitem__(self, part: int) -> list[Run]:
-        return [run for column in self.columns if column.first <= part < column.end for run in column.runs]
+    def __getitem__(self, part: int) -> Sequence[Run]:
+        return self.columns[bisect_right(self.columns, part, key=lambda column: column.first) - 1].runs
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Steps:
             for column in wide:
                 own = [next(merged)["run"] for _ in column.groups()]
                 narrow.append(Column(column.first, column.end, [run for run in own if run["bytes"]]))
-            columns = narrow
+            columns = sorted(narrow, key=lambda column: column.first)
         return Exchange(columns)
 
     def _run(self, step: str, work: Work, units: Sequence[Unit]) -> list[Record]:

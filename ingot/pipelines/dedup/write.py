@@ -33,13 +33,14 @@ SHOWN_BYTES = 1200  # about the length of the text that is shown beside its witn
 
 def put_removals(store: Store, rows: Rows, bounds: Bounds) -> dict[str, Any]:
     """Stores REMOVAL rows as `removals`, a run cut by location, and what their witnesses gain as `gains`, a
-    run of GAIN rows cut likewise; `gaining` are the partitions of these."""
+    run of GAIN rows cut likewise; `gaining` are the partitions of these, and `count` is of what goes."""
     witness, copies = np.unique(rows["witness"][rows["witness"] != NOBODY], return_counts=True)
     gains = np.empty(len(witness), GAIN)
     gains["location"], gains["copies"] = witness, copies
     return {
         "removals": put_run(store, rows[np.argsort(rows["location"], kind="stable")], "location", bounds),
         "gains": put_run(store, gains, "location", bounds),
+        "count": len(rows),
         "gaining": np.unique(partitions_of(bounds, witness)).tolist(),
     }
 
