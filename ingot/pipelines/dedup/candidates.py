@@ -26,7 +26,7 @@ from ingot.pipelines.sections import MOST_BANDS
 from ingot.pipelines.store import Store
 
 REPRESENTATIVES = 32
-BLOCK_PAIRS = 4_000_000  # held at once: 96 MB, and some copies
+BLOCK_PAIRS = 2_000_000  # held at once: 48 MB, and some copies
 
 
 def find_candidates(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +192,18 @@ def test_pairs_of_a_large_bucket_grow_with_its_size_alone(
     assert np.all(pairs["worse"] < pairs["better"])
     assert len(np.unique(pairs["worse"])) == size - 1
     assert record["index"]["rows"] == REPRESENTATIVES
+
+
+@pytest.mark.long
+def test_a_bucket_of_a_million_is_linear_in_pairs_and_takes_less_than_a_gigabyte(tmp_path: Path) -> None:
+    script, members = str(Path(__file__).with_name("dedup_bucket.py")), 1_000_000
+    command = [sys.executable, script, str(tmp_path), str(members)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["pairs"] == REPRESENTATIVES * members - REPRESENTATIVES * (REPRESENTATIVES + 1) // 2
+    assert found["peak"] < 1_000_000_000
 
 
 def test_a_bucket_of_an_earlier_snapshot_gives_representatives_and_no_pairs_of_its_own(
