@@ -58,6 +58,7 @@ def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict
             "source": sources.absolute(source).model_dump(exclude={"snapshot"}),
             "entries": group,
             "file_bytes": section.unit_bytes,
+            "version": VERSION,
         }
         for source, group in groups
     ]

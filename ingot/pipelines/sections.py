@@ -116,13 +116,18 @@ class Dedup(Section):
     # chain together is one (dedup.components)
     decide: Literal["jaccard", "signature", "components"] = what("jaccard")
     takedown: list[str] = what([])  # ids and addresses of documents that are to be nowhere
-    ngram: int = what(5, ge=1)  # words in a shingle
+    ngram: int = what(5, ge=1, le=1000)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)
     bands: int | None = what(None, ge=1, le=MOST_BANDS)  # of the signature; by default what threshold asks
     rows: int | None = what(None, ge=1, le=1024)  # of each band
     threshold: float = what(0.8)  # exact Jaccard similarity of the shingle sets
     seed: int = what(1, ge=0, le=MOST_SEED)
     partitions: int | None = what(None, ge=1)  # of each exchange; by default as the size of the corpus asks
+
+    @field_validator("takedown")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        return sorted({name.strip() for name in names} - {""})
 
     @model_validator(mode="after")
     def _bands_fit(self) -> Dedup:

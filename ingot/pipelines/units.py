@@ -132,13 +132,25 @@ class Workspace:
             list(pool.map(shared._forget_if_lost, keys))
         return shared.run(step, units, work)
 
-    def _forget_if_lost(self, key: str) -> None:
+    def forget_if_lost(self) -> None:
+        """Deletes the artifact's manifest, and the records of its units, where they name objects that are
+        gone: what is run next makes them anew."""
+        manifest = f"{self.key}/manifest.json"
+        if self._forget_if_lost(manifest):
+            for key in list(self.store.list(f"{self.key}/units/")):
+                self._forget_if_lost(key)
+
+    def _forget_if_lost(self, key: str) -> bool:
         with suppress(ObjectMissing):
             pieces = [
                 piece for entry in entries_of(json.loads(self.store.read(key))) for piece in entry["pieces"]
             ]
-            if not all(self.store.exists(Piece(**piece).key) for piece in pieces):
+            with ThreadPoolExecutor(8) as pool:
+                there = all(pool.map(lambda piece: self.store.exists(Piece(**piece).key), pieces))
+            if not there:
                 self.store.delete(key)
+                return True
+        return False
 
     def _run_tasks(
         self,

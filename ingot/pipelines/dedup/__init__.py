@@ -13,13 +13,12 @@ from itertools import groupby
 
 from ingot.pipelines.artifact import Artifact, canonical_digest, commit, load
 from ingot.pipelines.dedup.snapshot import TABLES, TOTALS, Base, add_snapshot
+from ingot.pipelines.dedup.steps import VERSION
 from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.units import Workspace
 
 __all__ = ["TOTALS", "VERSION", "run"]
-
-VERSION = 2
 
 
 def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) -> Outcome:
@@ -42,27 +41,30 @@ def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) ->
     base: Base | None = None
     if section.decide == "components":  # a new document may join two old ones
         numbers = [max(numbers, default=0)] * len(numbers)
-    for number, group in groupby(numbers):
+    for _, group in groupby(numbers):
         done += len(list(group))
         own = names[:done]
-        sources = {name: own for name, own in meta.get("sources", {}).items() if own <= number}
         identity = {
             "version": VERSION,
             "section": section.what(),
             "snapshots": numbers[:done],
-            "sources": sources,
             "files": [corpus.files[name].sha256 for name in own],
         }
         fingerprint = canonical_digest(identity)[:32]
         key = f"artifacts/dedup-snapshots/{fingerprint}"
+        place = replace(workspace, key=key)
+        place.forget_if_lost()
         artifact = load(workspace.store, key)
         if artifact is None:
-            outcome = add_snapshot(replace(workspace, key=key), section, corpus, own, base, sources)
+            outcome = add_snapshot(place, section, corpus, own, base, numbers[:done])
             workspace.refuse_if_fenced()
             artifact = commit(
                 workspace.store, key, "dedup-snapshots", fingerprint, outcome.files, outcome.metrics, {}
             )
         base = Base(artifact, base)
-    assert base is not None
+    assert base is not None, "the corpus stage refuses a corpus without documents"
+    missing = sorted(set(section.takedown) - set(base.artifact.metrics["taken_down"]))
+    if missing:
+        workspace.progress.say(f"  takedown names {len(missing)} that no document has, such as {missing[0]}")
     tables = {name: file for name, file in base.artifact.files.items() if name.startswith(TABLES)}
     return Outcome(tables, base.artifact.metrics)

@@ -32,7 +32,8 @@ def banding_of(section: Dedup) -> Banding:
 
 
 def choose_banding(threshold: float, permutations: int) -> Banding:
-    """The bands and rows, of at most `permutations`, that miss least near the threshold."""
+    """The bands and rows, of at most `permutations`, that miss least near the threshold; where those are more
+    bands than there may be, MOST_BANDS of as many rows as miss no more at the threshold."""
     from datasketch import MinHashLSH
 
     weights = (FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
@@ -40,4 +41,11 @@ def choose_banding(threshold: float, permutations: int) -> Banding:
         lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
     except ValueError:  # so near to 1 that a single band would be best, which it does not know
         return Banding(2, permutations // 2)
-    return Banding(min(lsh.b, MOST_BANDS), lsh.r)
+    best = Banding(lsh.b, lsh.r)
+    if best.bands <= MOST_BANDS:
+        return best
+    wanted = best.candidate_probability(threshold)
+    fewer = (Banding(MOST_BANDS, rows) for rows in range(lsh.r, 0, -1))
+    return next(
+        (each for each in fewer if each.candidate_probability(threshold) >= wanted), Banding(MOST_BANDS, 1)
+    )

@@ -33,6 +33,7 @@ from ingot.pipelines.dedup.rows import (
     DOCUMENT,
     FOLLOWER,
     KEY,
+    PLACE,
     ROW,
     begins,
     by_rank,
@@ -53,7 +54,7 @@ def find_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     one: as runs cut by the key, but for `contents` with `url`, which `leave_followers_out` makes a run.
 
     body: `documents` (the file's entry), `number` (which of the documents files), `partitions`, `scope`,
-    `url`, `priority`, `quality` and `snapshots` (by source)."""
+    `url`, `priority`, `quality`, `snapshot`."""
     from ingot.pipelines.dedup.kernels import content_keys
 
     wanted = ["id", "text", "source", "url"] + (["metadata"] if body["quality"] else [])
@@ -100,9 +101,7 @@ def _ranks(table: pyarrow.Table, lengths: npt.NDArray[np.int64], body: Mapping[s
     for number, source in enumerate(sources.dictionary.to_pylist()):
         own = sources.indices.to_numpy() == number
         place = body["priority"].index(source) if source in body["priority"] else len(body["priority"])
-        ranked = ranks(
-            body["snapshots"].get(source, 0), place, None if quality is None else quality[own], lengths[own]
-        )
+        ranked = ranks(body["snapshot"], place, None if quality is None else quality[own], lengths[own])
         found[own] = ranked
     return found
 
@@ -119,25 +118,27 @@ def salts(sources: pyarrow.ChunkedArray, scope: str) -> Keys:
 
 def address_keys(urls: Sequence[str | None]) -> tuple[Keys, npt.NDArray[np.bool_]]:
     """The hash [documents, 2] of each normalised address, and which documents have one."""
-    digests = [hashlib.sha256(address(url).encode()).digest()[:16] if url else bytes(16) for url in urls]
+    pages = [address(url) for url in urls]
+    digests = [hashlib.sha256(page.encode()).digest()[:16] if page else bytes(16) for page in pages]
     keys = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2).astype(np.uint64)
-    return keys, np.array([bool(url) for url in urls], bool)
+    return keys, np.array([page is not None for page in pages], bool)
 
 
-def address(url: str) -> str:
+def address(url: str | None) -> str | None:
     """What two addresses of one page share: the host in lower case, without the scheme's own port, and the
     path and query as they are (RFC 3986, 6.2.2 and 6.2.3); http is https, and the fragment names a place in
-    the page. What is no URL stays as it is."""
+    the page. None for what is no such address: "N/A" is no page that many documents share."""
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit((url or "").strip())
         port = parts.port
     except ValueError:
-        return url.strip()
+        return None
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        return url.strip()
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     suffix = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
     query = f"?{parts.query}" if parts.query else ""
-    return f"//{parts.hostname}{suffix}{parts.path or '/'}{query}"
+    return f"//{host}{suffix}{parts.path or '/'}{query}"
 
 
 def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,9 +146,10 @@ def join_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     by their own; their `count`; `led`, the partitions that hold leaders; and an index of the new leaders.
 
     body: `runs` (of KEY rows), `partition`, `indexes` (of the leaders of earlier snapshots), `excluded`
-    (locations that are as if they were not), `cuts`."""
+    (the entry of PLACE rows of documents that are as if they were not, or None), `cuts`."""
     new = read_partition(store, body["runs"], body["partition"], KEY)
-    new = new[~np.isin(new["location"], np.array(body["excluded"], np.uint64))]
+    if body["excluded"]:
+        new = new[~np.isin(new["location"], read_rows(store, body["excluded"], PLACE)["location"])]
     earlier = look_up(store, body["indexes"], "key_high", np.unique(new["key_high"]), KEY)
     rows = np.concatenate([earlier, new])
     is_new = np.arange(len(rows)) >= len(earlier)

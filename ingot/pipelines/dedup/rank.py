@@ -62,5 +62,8 @@ def qualities(metadata: Sequence[str | None], field: str, file: str) -> npt.NDAr
                 f"dedup.quality: {field} is {json.dumps(value)} in row {row} of {file}, no number; name a "
                 "field of numbers"
             )
-        found[row] = value
+        try:
+            found[row] = value
+        except OverflowError:  # JSON knows no largest integer
+            found[row] = np.inf if value > 0 else -np.inf
     return found

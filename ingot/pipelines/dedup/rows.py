@@ -26,6 +26,8 @@ def _row(*names: str) -> np.dtype[np.void]:
 DOCUMENT = _row("id_high", "id_low", "rank", "length", "first_shingle", "shingles")
 # a document and a hash of what makes it a copy of others: its address, or its content
 KEY = _row("key_high", "key_low", "rank", "id_high", "id_low", "location")
+# a document
+PLACE = _row("location")
 # a row of a documents file
 ROW = _row("row")
 # a copy, and the document that stays for it

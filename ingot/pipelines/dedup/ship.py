@@ -32,26 +32,26 @@ def ship_shingles(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     body: `asks` (runs of ASK rows), `partition`, `cuts`, `first` (the partition's first documents file),
     `signed` (sign's records of its documents files)."""
     asks = distinct_asks(read_partition(store, body["asks"], body["partition"], ASK))
-    places, first, wanted = np.unique(asks["better"], return_index=True, return_counts=True)
+    places, which = np.unique(asks["better"], return_inverse=True)
     documents = read_documents(store, body, places)
-    sizes = documents["shingles"].astype(np.int64)
+    sizes = documents["shingles"].astype(np.int64) + HEADER
     runs = []
     partitions = sum(cut for _, cut in body["cuts"])
-    for start, stop in blocks((sizes + HEADER) * wanted, BLOCK_SHINGLES):
-        own = asks[first[start] : first[stop - 1] + wanted[stop - 1]]
-        own = own[np.argsort(own["partition"], kind="stable")]
-        sets = read_shingles(store, body, places[start:stop], documents[start:stop])
-        ends = np.cumsum(sizes[start:stop])
-        which = np.searchsorted(places[start:stop], own["better"])
-        lengths = sizes[start:stop][which] + HEADER
-        packed = np.empty(int(lengths.sum()), np.uint64)
-        heads = np.empty((stop - start, HEADER), np.uint64)
-        heads[:, 0] = places[start:stop]
+    for start, stop in blocks(sizes[which], BLOCK_SHINGLES):
+        held, end = which[start], which[stop - 1] + 1
+        sets = read_shingles(store, body, places[held:end], documents[held:end])
+        order = np.argsort(asks["partition"][start:stop], kind="stable")
+        own = which[start:stop][order] - held
+        heads = np.empty((end - held, HEADER), np.uint64)
+        heads[:, 0] = places[held:end]
         for column, name in enumerate(("rank", "id_high", "id_low", "shingles"), start=1):
-            heads[:, column] = documents[name][start:stop]
-        _pack(heads, sets, ends, which, packed)
-        of_partition = np.bincount(own["partition"].astype(np.int64), lengths, partitions)
-        runs.append(put_segments(store, packed.tobytes(), of_partition.astype(np.int64) * 8))
+            heads[:, column] = documents[name][held:end]
+        lengths = sizes[held:end][own]
+        packed = np.empty(int(lengths.sum()), np.uint64)
+        _pack(heads, sets, np.cumsum(sizes[held:end] - HEADER), own, packed)
+        asked = asks["partition"][start:stop][order].astype(np.int64)
+        of_partition = np.bincount(asked, lengths, partitions).astype(np.int64)
+        runs.append(put_segments(store, packed.tobytes(), of_partition * 8))
     return {"sets": runs}
 
 

@@ -14,15 +14,17 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from ingot.pipelines.artifact import Artifact, File, entries_of, put_json
 from ingot.pipelines.dedup.banding import banding_of
 from ingot.pipelines.dedup.candidates import find_candidates
 from ingot.pipelines.dedup.components import join_components
 from ingot.pipelines.dedup.examples import find_examples
-from ingot.pipelines.dedup.exchange import Column, Run
+from ingot.pipelines.dedup.exchange import Column, Run, put_rows
 from ingot.pipelines.dedup.follow import follow_leaders
 from ingot.pipelines.dedup.keys import find_gone, find_keys, join_keys, leave_followers_out
-from ingot.pipelines.dedup.rows import KINDS
+from ingot.pipelines.dedup.rows import KINDS, PLACE
 from ingot.pipelines.dedup.settle import settle_edges
 from ingot.pipelines.dedup.ship import ship_shingles
 from ingot.pipelines.dedup.sign import sign_documents
@@ -108,12 +110,16 @@ class Snapshot:
         self.indexes: dict[str, list[Record]] = {}
         self.removals = Exchange([])
         self.taken: list[Record] = []
+        self.excluded: Record | None = None
 
     def take_down(self) -> None:
         """Finds what is to be nowhere."""
         if self.section.takedown:
-            common = {"takedown": sorted(self.section.takedown), **self.steps.places}
+            names = put_json(self.steps.workspace.store, self.section.takedown)
+            common = {"takedown": names.to_json(), **self.steps.places}
             self.taken = self.steps.for_files("takedown", find_taken_down, self.texts.__getitem__, common)
+            places = np.array(sorted(_flat(self.taken, "excluded")), np.uint64).astype(PLACE)
+            self.excluded = put_rows(self.steps.workspace.store, places)
 
     def copies(self, keyed: Mapping[int, Record]) -> dict[str, list[Record]]:
         """Kind of copy → join_keys' records."""
@@ -139,7 +145,7 @@ class Snapshot:
             kind,
             join_keys,
             lambda part: {"runs": keys[part], "indexes": self._earlier(kind, part)},
-            {"excluded": _flat(self.taken, "excluded"), **self.steps.places},
+            {"excluded": self.excluded, **self.steps.places},
         )
         self.indexes[kind] = _values(records, "index")
         word = {"url": "of an address that a better one has", "exact": "equal to a better one"}[kind]
@@ -263,10 +269,10 @@ def add_snapshot(
     corpus: Artifact,
     names: Sequence[str],
     base: Base | None,
-    snapshots: Mapping[str, int],
+    snapshots: Sequence[int],
 ) -> Outcome:
     """The tables of all documents files of `names`, of which `base` says all but what is new, and
-    `index.json` with the files it names (`index/…`). `snapshots`: by source."""
+    `index.json` with the files it names (`index/…`). `snapshots`: of each documents file."""
     earlier = Earlier(base)
     files = [corpus.files[name] for name in names]
     new = files[len(earlier.files) :]
@@ -278,9 +284,13 @@ def add_snapshot(
     snapshot = Snapshot(steps, section, earlier, texts, stems)
 
     keying: Record = {"scope": section.scope, "url": section.url, "priority": section.priority}
-    keying |= {"quality": section.quality, "snapshots": dict(snapshots), "partitions": partitions}
+    keying |= {"quality": section.quality, "partitions": partitions}
     snapshot.take_down()
-    keyed = _numbered(steps, steps.for_texts("keys", find_keys, texts.__getitem__, keying))
+
+    def key(number: int) -> Record:
+        return {**texts[number], "snapshot": snapshots[number]}
+
+    keyed = _numbered(steps, steps.for_texts("keys", find_keys, key, keying))
     copies = snapshot.copies(keyed)
     gone = snapshot.gone("gone", _values([*chain(*copies.values()), *snapshot.taken], "gone"))
 
@@ -308,8 +318,10 @@ def add_snapshot(
 
     metrics = _metrics(earlier.metrics, written, changed)
     metrics |= {"bands": banding.bands, "rows": banding.rows, "partitions": partitions}
-    metrics |= {"candidate_pairs": sum(_values(verified, "pairs"))}
-    metrics |= {"verified_pairs": sum(_values(verified, "verified")), "worker_processes": steps.processes}
+    for name, key_of in (("candidate_pairs", "pairs"), ("verified_pairs", "verified")):
+        metrics[name] = earlier.metrics.get(name, 0) + sum(_values(verified, key_of))
+    metrics["taken_down"] = sorted({*earlier.metrics.get("taken_down", []), *_flat(snapshot.taken, "found")})
+    metrics["worker_processes"] = steps.processes
     shown = [*earlier.metrics.get("examples", []), *examples["examples"]]
     metrics["examples"] = sorted(shown, key=lambda example: str(example["id"]))[:EXAMPLES]
     metrics["pair"] = earlier.metrics.get("pair") or examples["pair"]

@@ -12,6 +12,8 @@ from ingot.pipelines.dedup.exchange import FAN_IN, Column, Cuts, Run, first_file
 from ingot.pipelines.store import Store
 from ingot.pipelines.units import Unit, Workspace
 
+VERSION = 2  # of the stage
+
 PARTITION_ENTRIES = 500_000  # band entries of a partition of the hashes: 16 MB
 PARTITION_BYTES = 16_000_000  # of documents files, compressed: about 64 MB of text, and as much of shingles
 SMALL_PARTITIONS = 8  # a corpus of as many files is joined in as many parts, however small
@@ -61,7 +63,9 @@ class Steps:
 
     def for_texts(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
         """As `for_files`, for a step that reads text: what it gives for a body is kept for any later run."""
-        bodies = [{"number": number, **own(number), **common} for number in self.new_files]
+        bodies = [
+            {"number": number, "version": VERSION, **own(number), **common} for number in self.new_files
+        ]
         return self._noted(step, self.workspace.run_shared("dedup", step, bodies, work))
 
     def for_hashes(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:

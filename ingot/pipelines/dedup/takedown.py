@@ -6,11 +6,13 @@ read once more."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ingot.pipelines.artifact import File, read_file
 from ingot.pipelines.dedup.documents import read_columns
 from ingot.pipelines.dedup.exchange import location_bounds, put_run
 from ingot.pipelines.dedup.keys import address
@@ -21,16 +23,18 @@ from ingot.pipelines.store import Store
 
 def find_taken_down(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     """A documents file → `excluded` (the locations of its documents that are named), the same as `gone` (a
-    run of FOLLOWER rows that follow nobody), and what put_removals gives for them.
+    run of FOLLOWER rows that follow nobody), the names that were `found`, and what put_removals gives.
 
-    body: `documents` (the file's entry), `number`, `takedown` (ids and addresses), `cuts`."""
+    body: `documents` (the file's entry), `number`, `takedown` (the entry of a JSON list of ids and
+    addresses), `cuts`."""
     table = read_columns(store, body["documents"], ["id", "url"])
-    ids, addresses = set(body["takedown"]), {address(name) for name in body["takedown"]}
+    wanted = json.loads(read_file(store, File.from_json(body["takedown"]), "the names of a takedown"))
+    names = {name: name for name in wanted} | {page: name for name in wanted if (page := address(name))}
     named = [
-        name in ids or (url is not None and address(url) in addresses)
+        names.get(name) or names.get(address(url) or "")
         for name, url in zip(table["id"].to_pylist(), table["url"].to_pylist(), strict=True)
     ]
-    places = locations(body["number"], table.num_rows)[np.array(named, bool)]
+    places = locations(body["number"], table.num_rows)[np.array([name is not None for name in named], bool)]
     followers = np.zeros(len(places), FOLLOWER)
     followers["location"], followers["leader"] = places, NOBODY
     removals = np.zeros(len(places), REMOVAL)
@@ -41,5 +45,6 @@ def find_taken_down(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **put_removals(store, removals, bounds),
         "excluded": places.tolist(),
+        "found": sorted({name for name in named if name is not None}),
         "gone": put_run(store, followers, "location", bounds),
     }

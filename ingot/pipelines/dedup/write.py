@@ -170,7 +170,8 @@ class _Counts:
 def _example(documents: Rows, removal: Any) -> list[Any]:
     row = int(removal["location"]) & 0xFFFFFFFF
     places = (int(removal["location"]), int(removal["witness"]))
-    return [int(documents["id_high"][row]), *places, float(removal["similarity"])]
+    similarity = None if np.isnan(removal["similarity"]) else float(removal["similarity"])
+    return [int(documents["id_high"][row]), *places, similarity]
 
 
 def _bands(masks: npt.NDArray[np.uint64]) -> pyarrow.Array:

@@ -56,8 +56,8 @@ class Source:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def make(store: LocalStore, *sources: Source, at_once: bool = False) -> Artifact:
-    """The corpus of the sources, in the order of their snapshots; `at_once`: as if they were one snapshot."""
+def make(store: LocalStore, *sources: Source) -> Artifact:
+    """The corpus of the sources, in the order of their snapshots."""
     entries: dict[str, File] = {}
     numbers = []
     PATHS.update({name_of(path): path for source in sources for path in source.texts})
@@ -67,7 +67,7 @@ def make(store: LocalStore, *sources: Source, at_once: bool = False) -> Artifact
             own = paths[len(paths) * number // source.files : len(paths) * (number + 1) // source.files]
             table = documents_table(own, source.texts, source.name, source.urls, source.metadata)
             entries[f"documents/{len(entries):06d}.parquet"] = put_table(store, table)
-            numbers.append(sources[-1].snapshot if at_once else source.snapshot)
+            numbers.append(source.snapshot)
     snapshots = {"sources": {source.name: source.snapshot for source in sources}, "files": numbers}
     entries["snapshots.json"] = put_json(store, snapshots)
     return commit(store, f"artifacts/corpus/{digest_of(entries)}", "corpus", "", entries, {}, {})
@@ -156,20 +156,33 @@ def test_within_a_source_another_source_does_not_count(store: LocalStore) -> Non
         ("https://example.org/a", "https://example.org/A", False),
         ("https://example.org:8080/", "https://example.org/", False),
         ("https://example.org/?a", "https://example.org/?b", False),
-        ("not a url", " not a url ", True),
-        ("http://[broken", "http://[broken", True),
+        ("http://[::1]:8080/", "http://[::1:8080]/", False),
     ],
 )
 def test_addresses_of_one_page_are_one(url: str, other: str, same: bool) -> None:
     assert (address(url) == address(other)) == same
 
 
+@pytest.mark.parametrize(
+    "url", [None, "", " ", "N/A", "b.org/2", "http://[broken", "ftp://b.org/", "http:///a"]
+)
+def test_what_is_no_address_is_shared_by_no_documents(url: str | None) -> None:
+    assert address(url) is None
+
+
 def test_of_one_address_the_best_stays_and_what_it_goes_for_is_told(store: LocalStore) -> None:
     first, second = near(1)
     texts = {"page": text(2, 80), "page, earlier": text(3), "kept": first + " some more", "gone": second}
-    texts |= {"gone, earlier": text(4, 20), "alone": text(5), "copy": text(2, 80), "no address": text(6)}
-    urls = {"page": "http://a.org/1", "page, earlier": "https://A.org/1#top", "gone": "b.org/2"}
-    urls |= {"gone, earlier": "b.org/2", "alone": "https://a.org/3", "copy": "https://a.org/1"}
+    texts |= {
+        "gone, earlier": text(4, 20),
+        "alone": text(5),
+        "copy": text(2, 80),
+        "no address": text(6),
+        "alone, too": text(7),
+    }
+    urls = {"page": "http://a.org/1", "page, earlier": "https://A.org/1#top", "gone": "http://b.org/2"}
+    urls |= {"alone, too": "N/A", "no address": "N/A"}
+    urls |= {"gone, earlier": "https://b.org/2", "alone": "https://a.org/3", "copy": "https://a.org/1"}
     corpus = make(store, Source("one", texts, urls=urls, files=3))
     expected: dict[str, tuple[str | None, str]] = {"gone": ("kept", "near")}
     best, copy = sorted(["page", "copy"], key=name_of)
@@ -182,9 +195,9 @@ def test_of_one_address_the_best_stays_and_what_it_goes_for_is_told(store: Local
         "page, earlier": (best, "url"),
         "gone, earlier": ("kept", "url"),
     }
-    assert result.kept == {best: 3, "kept": 3, "alone": 1, "no address": 1}
+    assert result.kept == {best: 3, "kept": 3, "alone": 1, "no address": 1, "alone, too": 1}
     assert result.outcome.metrics["removed_url"] == 3
-    assert result.outcome.metrics["clusters"] == {"1": 2, "4": 2}
+    assert result.outcome.metrics["clusters"] == {"1": 3, "4": 2}
 
 
 def web(seed: int) -> dict[str, str]:
@@ -223,7 +236,7 @@ def forget_texts(store: LocalStore, corpus: Artifact) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_adding_a_snapshot_gives_what_one_run_over_all_gives_and_reads_no_text_of_earlier_ones(
-    tmp_path: Path, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     texts = web(seed)
     urls = addresses(texts, seed)
@@ -231,7 +244,9 @@ def test_adding_a_snapshot_gives_what_one_run_over_all_gives_and_reads_no_text_o
     sources = [Source(name, own, number, urls=urls) for number, (name, own) in enumerate(parts, start=1)]
     settings = {"url": seed == 2}
     whole_store = LocalStore(str(tmp_path / "whole"))
-    whole = deduplicate(whole_store, make(whole_store, *sources, at_once=True), **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(dedup, "groupby", lambda numbers: [(None, numbers)])  # all in a single pass
+        whole = deduplicate(whole_store, make(whole_store, *sources), **settings)
 
     store = LocalStore(str(tmp_path / "grown"))
     for count in (1, 2, 3):
@@ -285,6 +300,24 @@ def test_what_had_gone_for_a_document_that_is_taken_down_is_decided_anew(tmp_pat
     never = deduplicate(elsewhere, both(elsewhere, *left), decide=decide, url=True)
     assert after.kept == never.kept
     assert {path: row for path, row in after.removed.items() if path not in gone} == never.removed
+
+
+def test_a_takedown_that_finds_nothing_is_told(store: LocalStore, recorder: Any) -> None:
+    corpus = make(store, Source("a", {"a": text(1), "b": text(2)}))
+    settings = Dedup(takedown=[name_of("a"), name_of("z"), name_of("z"), " "])
+    assert settings.takedown == sorted([name_of("a"), name_of("z")])
+    outcome = dedup.run(InProcess(store, "artifacts/dedup/test", recorder), settings, {"corpus": corpus})
+    assert outcome.metrics["removed_takedown"] == 1
+    told = [words for kind, *words in recorder.told if kind == "say"]
+    assert told[-1] == [f"  takedown names 1 that no document has, such as {name_of('z')}"]
+
+
+def test_what_was_lost_of_a_snapshot_is_made_anew(store: LocalStore) -> None:
+    corpus = make(store, Source("a", web(3)))
+    before = deduplicate(store, corpus)
+    for name in ("kept/000001.parquet", "removed/000000.parquet"):
+        store.delete(before.outcome.files[name].pieces[0].key)
+    assert deduplicate(store, corpus).removed == before.removed
 
 
 def test_an_unread_file_is_read_again_only_where_its_copies_changed(store: LocalStore) -> None:
