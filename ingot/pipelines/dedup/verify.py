@@ -1,8 +1,8 @@
 """Verification: the exact Jaccard similarity of every candidate pair's shingle sets.
 
 A shared bucket is a reason to look, never a reason to remove. Where `decide` is signature, the similarity is
-estimated instead, as the share of equal minima: a fifth of the bytes or less are stored and sent, and given
-up is that what goes is as near as it is said to be. With k permutations the estimate's standard error is
+estimated instead, as the share of equal minima: four bytes a permutation are stored and sent, however long
+the document is, and given up is that what goes is as near as it is said to be. With k permutations the estimate's standard error is
 √(J (1 − J) / k): with 128 of them one in ten of the pairs at 0.75 passes a threshold of 0.8, and one in
 seventeen of those at 0.85 is missed."""
 
