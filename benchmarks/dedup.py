@@ -67,7 +67,7 @@ class Size:
 
 
 FULL = Size(220, 2.5, 50, 200, 5, 2)
-QUICK = Size(24, 0.4, 4, 50, 3, 1)
+QUICK = Size(12, 0.4, 4, 50, 3, 1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-KILLS = 6
+KILLS = 4
 RECIPE: dict[str, Any] = {
     "name": "killed",
     "corpus": {"sources": [{"source": "python-packages", "packages": ["numpy"]}], "unit_bytes": 1_000_000},
