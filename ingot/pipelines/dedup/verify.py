@@ -2,9 +2,9 @@
 
 A shared bucket is a reason to look, never a reason to remove. Where `decide` is signature, the similarity is
 estimated instead, as the share of equal minima: four bytes a permutation are stored and sent, however long
-the document is, and given up is that what goes is as near as it is said to be. With k permutations the estimate's standard error is
-√(J (1 − J) / k): with 128 of them one in ten of the pairs at 0.75 passes a threshold of 0.8, and one in
-seventeen of those at 0.85 is missed."""
+the document is, and given up is that what goes is as near as it is said to be. With k permutations the
+estimate's standard error is √(J (1 − J) / k): with 128 of them one in ten of the pairs at 0.75 passes a
+threshold of 0.8, and one in seventeen of those at 0.85 is missed."""
 
 from __future__ import annotations
 
