@@ -7,9 +7,9 @@ and `rows` what passes between the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import pairwise
 
 from ingot.pipelines.artifact import Artifact, canonical_digest, commit, load
 from ingot.pipelines.dedup.snapshot import TABLES, TOTALS, Base, add_snapshot
@@ -37,12 +37,8 @@ def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) ->
     names = corpus.names("documents/")
     meta = corpus.json("snapshots.json") if "snapshots.json" in corpus.files else {}
     numbers: list[int] = meta.get("files", [0] * len(names))
-    done = 0
     base: Base | None = None
-    if section.decide == "components":  # a new document may join two old ones
-        numbers = [max(numbers, default=0)] * len(numbers)
-    for _, group in groupby(numbers):
-        done += len(list(group))
+    for done in ends_of_passes(section, numbers):
         own = names[:done]
         identity = {
             "version": VERSION,
@@ -68,3 +64,12 @@ def run(workspace: Workspace, section: Dedup, inputs: Mapping[str, Artifact]) ->
         workspace.progress.say(f"  takedown names {len(missing)} that no document has, such as {missing[0]}")
     tables = {name: file for name, file in base.artifact.files.items() if name.startswith(TABLES)}
     return Outcome(tables, base.artifact.metrics)
+
+
+def ends_of_passes(section: Dedup, snapshots: Sequence[int]) -> list[int]:
+    """How many of the documents files, of which `snapshots` are the numbers, each pass has come to when it
+    ends: one pass a snapshot, or a single one where a new document may join two old ones."""
+    if section.decide == "components":
+        return [len(snapshots)]
+    changes = [at for at, (one, next_) in enumerate(pairwise(snapshots), start=1) if one != next_]
+    return [*changes, len(snapshots)]

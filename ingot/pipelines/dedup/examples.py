@@ -19,7 +19,7 @@ def find_examples(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     or None.
 
     body: `documents` (the entries of the documents files that hold them, by number), `examples` and `shown`
-    (as resolve_pairs gives them)."""
+    (as write_files gives them, without what they are sorted by)."""
     pairs = [*body["examples"], *body["shown"]]
     rows = _read(store, body["documents"], pairs, ["id", "path"])
     examples = []

@@ -49,9 +49,9 @@ Keys = npt.NDArray[np.uint64]
 
 
 def find_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A documents file → `documents` (DOCUMENT rows in the file's order, not signed yet), `salt` (see
-    `salts`), and KEY rows for the contents of all and, where `url` is set, the addresses of those that have
-    one: as runs cut by the key, but for `contents` with `url`, which `leave_followers_out` makes a run.
+    """A documents file → `documents` (DOCUMENT rows in the file's order, not signed yet), and KEY rows for
+    the `contents` of all and, where `url` is set, the `addresses` of those that have one: as runs cut by the
+    key, but for `contents` with `url`, which `leave_followers_out` makes a run.
 
     body: `documents` (the file's entry), `number` (which of the documents files), `partitions`, `scope`,
     `url`, `priority`, `quality`, `snapshot`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -49,18 +49,11 @@ class Base:
 
     artifact: Artifact
     before: Base | None
-    _filled: dict[str, list[Record]] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Record:
         body: Record = self.artifact.json("index.json")
         return body
-
-    def filled(self, name: str) -> list[Record]:
-        """The indexes of this kind that hold anything."""
-        if name not in self._filled:
-            self._filled[name] = [index for index in self.index[name] if index["rows"]]
-        return self._filled[name]
 
     @property
     def all(self) -> list[Base]:
@@ -89,7 +82,7 @@ class Earlier:
         least, end = (part << 64) // partitions, (part + 1 << 64) // partitions
         found: list[Record] = []
         for each in self.bases:
-            filled = each.filled(name)  # in the order of their hashes
+            filled = each.index[name]  # in the order of their hashes
             first = bisect_left(filled, least, key=lambda index: int(index["greatest"]))
             last = bisect_left(filled, end, key=lambda index: int(index["least"]))
             found += filled[first:last]
@@ -147,10 +140,13 @@ class Snapshot:
             lambda part: {"runs": keys[part], "indexes": self._earlier(kind, part)},
             {"excluded": self.excluded, **self.steps.places},
         )
-        self.indexes[kind] = _values(records, "index")
+        self._keep_indexes(kind, records)
         word = {"url": "of an address that a better one has", "exact": "equal to a better one"}[kind]
         self.steps.workspace.progress.say(f"  {sum(_values(records, 'count')):,} documents are {word}")
         return records
+
+    def _keep_indexes(self, name: str, records: Sequence[Record]) -> None:
+        self.indexes[name] = [index for index in _values(records, "index") if index["rows"]]
 
     def _earlier(self, name: str, part: int) -> list[Record]:
         return self.earlier.indexes(name, part, self.steps.partitions)
@@ -174,7 +170,7 @@ class Snapshot:
             lambda part: {"runs": bands[part], "indexes": self._earlier("bands", part)},
             steps.places,
         )
-        self.indexes["bands"] = _values(found, "index")
+        self._keep_indexes("bands", found)
         asks = steps.exchange("asks", _flat(found, "asks"), steps.file_partitions)
         pairs = steps.exchange("pairs", _flat(found, "pairs"), steps.file_partitions)
 

@@ -127,11 +127,11 @@ class Steps:
         return records
 
 
-def choose_partitions(files: Sequence[File], bands: int, most: int | None) -> tuple[int, int]:
+def choose_partitions(files: Sequence[File], bands: int, given: int | None) -> tuple[int, int]:
     """Of the hashes and of the documents files: as the snapshot asks, never as the cluster does, or a run
     that goes on elsewhere would find the records of another cut."""
     documents = sum(file.rows or 0 for file in files)
     asked = -(-documents * bands // PARTITION_ENTRIES)
-    hashes = most or max(1, asked, min(len(files), SMALL_PARTITIONS))
+    hashes = given or max(1, asked, min(len(files), SMALL_PARTITIONS))
     by_text = sum(file.bytes for file in files) // PARTITION_BYTES
-    return hashes, max(1, min(len(files), most or max(by_text, SMALL_PARTITIONS)))
+    return hashes, max(1, min(len(files), given or max(by_text, SMALL_PARTITIONS)))

@@ -35,13 +35,14 @@ def verify_pairs(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     own = read_shingles(store, body, places, documents)
     firsts = np.append(0, np.cumsum(documents["shingles"].astype(np.int64)))
     by_better = np.argsort(pairs["better"], kind="stable")
+    betters = pairs["better"][by_better]
     parts = [np.empty(0, EDGE)]
     for data in read_segments(store, body["sets"], body["partition"]):
         sent = np.frombuffer(data, np.uint64)
         starts = _starts(sent)
         # each pair's better document is in one of the runs, as it is sent once to a partition
-        left = np.searchsorted(pairs["better"][by_better], sent[starts], side="left")
-        right = np.searchsorted(pairs["better"][by_better], sent[starts], side="right")
+        left = np.searchsorted(betters, sent[starts], side="left")
+        right = np.searchsorted(betters, sent[starts], side="right")
         chosen = by_better[_ranges(left, right)]
         better = np.repeat(starts, right - left)
         similarity = np.empty(len(chosen))

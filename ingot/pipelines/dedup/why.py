@@ -46,7 +46,7 @@ def _find(corpus: Artifact, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             for row, (path, url) in enumerate(
                 zip(table["path"].to_pylist(), table["url"].to_pylist(), strict=True)
             )
-            if path == name or (url is not None and address(url) == wanted)
+            if path == name or (wanted is not None and address(url) == wanted)
         ]
 
     files = corpus.names("documents/")

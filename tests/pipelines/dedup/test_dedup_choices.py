@@ -16,6 +16,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines import dedup
 from ingot.pipelines.artifact import Artifact, File, commit, digest_of, put_json, put_table, read_table
 from ingot.pipelines.dedup.keys import address
+from ingot.pipelines.dedup.why import explain
 from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.recipe import load_recipe
 from ingot.pipelines.sections import Dedup
@@ -117,6 +118,7 @@ def test_the_earlier_snapshot_stays_before_all_else(store: LocalStore) -> None:
     first, second = near(1)
     corpus = make(store, Source("old", {"a": first}, 1), Source("new", {"b": second + " and more of it"}, 2))
     assert deduplicate(store, corpus, priority=["new"]).removed == {"b": ("a", "near")}
+    assert deduplicate(store, corpus, decide="components").removed == {"b": ("a", "near")}
 
 
 def test_then_the_source_that_is_named_first_then_quality_then_length(store: LocalStore) -> None:
@@ -245,7 +247,7 @@ def test_adding_a_snapshot_gives_what_one_run_over_all_gives_and_reads_no_text_o
     settings = {"url": seed == 2}
     whole_store = LocalStore(str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(dedup, "groupby", lambda numbers: [(None, numbers)])  # all in a single pass
+        patch.setattr(dedup, "ends_of_passes", lambda section, numbers: [len(numbers)])
         whole = deduplicate(whole_store, make(whole_store, *sources), **settings)
 
     store = LocalStore(str(tmp_path / "grown"))
@@ -310,6 +312,28 @@ def test_a_takedown_that_finds_nothing_is_told(store: LocalStore, recorder: Any)
     assert outcome.metrics["removed_takedown"] == 1
     told = [words for kind, *words in recorder.told if kind == "say"]
     assert told[-1] == [f"  takedown names 1 that no document has, such as {name_of('z')}"]
+
+
+def test_a_document_is_explained_by_id_path_or_address_and_by_nothing_else(store: LocalStore) -> None:
+    texts = {"one.py": text(1), "two.py": text(1), "three.py": text(2)}
+    urls = {"one.py": "N/A", "two.py": "http://a.org/2", "three.py": "N/A"}
+    corpus = make(store, Source("a", texts, urls=urls))
+    outcome = deduplicate(store, corpus).outcome
+    tables = commit(store, "artifacts/dedup/explained", "dedup", "", outcome.files, outcome.metrics, {})
+    for name in ("two.py", name_of("two.py"), "https://A.org:443/2#top"):
+        assert [found["path"] for found in explain(corpus, tables, name)] == ["two.py"]
+    [alone] = explain(corpus, tables, "three.py")
+    assert (alone["kind"], alone["copies"]) == ("kept", 1)
+    [removed] = [
+        found
+        for path in ("one.py", "two.py")
+        for found in explain(corpus, tables, path)
+        if found["kind"] != "kept"
+    ]
+    assert removed["kind"] == "exact"
+    assert removed["witness"]["path"] in {"one.py", "two.py"} - {removed["path"]}
+    with pytest.raises(UsageError, match="the corpus has no document 'N/A'; give an id, a path"):
+        explain(corpus, tables, "N/A")
 
 
 def test_what_was_lost_of_a_snapshot_is_made_anew(store: LocalStore) -> None:
