@@ -87,6 +87,7 @@ class Workspace:
     workers: int | None = None  # tasks at once
     run_name: str = ""
     attempt: Attempt | None = None  # of the run
+    doubted: bool = False  # whether what records name may have been deleted with another artifact
 
     def refuse_if_fenced(self) -> None:
         """Raises Fenced where a higher attempt of the run has begun. For before each commit."""
@@ -107,11 +108,17 @@ class Workspace:
         assert len(names) == len(units), f"two units of {step} share a name"
         done = {key.removeprefix(prefix).removesuffix(".json") for key in self.store.list(prefix)} & names
         self.progress.step(step, len(units))
-        if done:
-            self.progress.advance(len(done))
         with ThreadPoolExecutor(8) as pool:
             earlier = pool.map(lambda name: self.store.read(f"{prefix}{name}.json"), sorted(done))
             records = {name: json.loads(body) for name, body in zip(sorted(done), earlier, strict=True)}
+            if self.doubted:
+                whole = pool.map(self._is_whole, list(records.values()))
+                for name in [name for name, there in zip(list(records), whole, strict=True) if not there]:
+                    self.store.delete(f"{prefix}{name}.json")
+                    del records[name]
+                    done.remove(name)
+        if done:
+            self.progress.advance(len(done))
         todo = [unit for unit in units if unit.name not in done]
         if todo:
             # The driver looks, not each task: a unit's record is the same whoever's task creates it.
@@ -125,32 +132,27 @@ class Workspace:
         """As `run`, for work that is worth keeping for other artifacts: the records stand below
         `shared/<place>/`, each under the digest of its body, and serve whoever asks for the same. One that
         names objects which are gone is made anew."""
-        shared = replace(self, key=f"shared/{place}")
         units = [Unit(canonical_digest(body)[:32], body) for body in bodies]
-        keys = [f"{shared.key}/units/{step}/{unit.name}.json" for unit in units]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(shared._forget_if_lost, keys))
-        return shared.run(step, units, work)
+        return replace(self, key=f"shared/{place}", doubted=True).run(step, units, work)
 
     def forget_if_lost(self) -> None:
         """Deletes the artifact's manifest, and the records of its units, where they name objects that are
         gone: what is run next makes them anew."""
-        manifest = f"{self.key}/manifest.json"
-        if self._forget_if_lost(manifest):
+        if self._forget(f"{self.key}/manifest.json"):
             for key in list(self.store.list(f"{self.key}/units/")):
-                self._forget_if_lost(key)
+                self._forget(key)
 
-    def _forget_if_lost(self, key: str) -> bool:
+    def _forget(self, key: str) -> bool:
         with suppress(ObjectMissing):
-            pieces = [
-                piece for entry in entries_of(json.loads(self.store.read(key))) for piece in entry["pieces"]
-            ]
-            with ThreadPoolExecutor(8) as pool:
-                there = all(pool.map(lambda piece: self.store.exists(Piece(**piece).key), pieces))
-            if not there:
+            if not self._is_whole(json.loads(self.store.read(key))):
                 self.store.delete(key)
                 return True
         return False
+
+    def _is_whole(self, body: Any) -> bool:
+        """Whether all objects that a record or a manifest names are there."""
+        pieces = [Piece(**piece) for entry in entries_of(body) for piece in entry["pieces"]]
+        return all(self.store.exists(piece.key) for piece in pieces)
 
     def _run_tasks(
         self,

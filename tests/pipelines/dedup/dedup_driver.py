@@ -13,17 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dedup_workspaces import Quiet
+
 from ingot.pipelines import dedup
 from ingot.pipelines.artifact import digest_of, load
 from ingot.pipelines.cluster import cluster
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.store import Store, open_store
 from ingot.pipelines.units import Unit, Workspace
-
-
-class Quiet:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words, **figures: None
 
 
 def peak() -> int:

@@ -19,6 +19,7 @@ import pytest
 import ray
 from datasketch import MinHash, MinHashLSH
 from dedup_corpora import documents_table, make_corpus, name_of, planted_pair, unique_words
+from dedup_workspaces import InProcess, Quiet
 from units_of_work import unhurried
 
 from ingot.pipelines import dedup
@@ -47,11 +48,6 @@ STEPS = (
 )
 
 
-class Quiet:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words, **figures: None
-
-
 class Shuffled(Workspace):
     """Runs the units of every step in another order."""
 
@@ -66,17 +62,6 @@ class Unhurried(Workspace):
 
     def run(self, step: str, units: Sequence[Unit], work: Any) -> list[dict[str, Any]]:
         return super().run(step, units, partial(unhurried, work))
-
-
-class InProcess(Workspace):
-    """Runs the units here, one after another."""
-
-    def run(self, step: str, units: Sequence[Unit], work: Any) -> list[dict[str, Any]]:
-        ran = {"ran": {"host": "here", "pid": 0}}
-        return [
-            json.loads(json.dumps({**work(self.store, json.loads(json.dumps(dict(unit.body)))), **ran}))
-            for unit in units
-        ]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dedup_corpora import documents_table, name_of, planted_pair, unique_words
+from dedup_workspaces import InProcess, Quiet
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines import dedup
@@ -21,26 +22,6 @@ from ingot.pipelines.pipeline import Outcome
 from ingot.pipelines.recipe import load_recipe
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.store import LocalStore
-from ingot.pipelines.units import Unit, Workspace
-
-
-class Quiet:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words, **figures: None
-
-
-class InProcess(Workspace):
-    """Runs the units here, one after another, and leaves their records."""
-
-    def _run_tasks(
-        self, prefix: str, todo: Sequence[Unit], work: Any, records: dict[str, dict[str, Any]]
-    ) -> None:
-        for unit in todo:
-            body = json.loads(json.dumps(dict(unit.body)))
-            record = {**work(self.store, body), "ran": {"host": "here", "pid": 0}}
-            self.store.create(f"{prefix}{unit.name}.json", json.dumps(record).encode())
-            records[unit.name] = json.loads(json.dumps(record))
-
 
 PATHS: dict[str, str] = {}  # by id
 

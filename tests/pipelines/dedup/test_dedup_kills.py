@@ -9,34 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from dedup_corpora import make_corpus, planted_pair
+from dedup_workspaces import InProcess, Quiet
 from ray_nodes import Nodes, ray_nodes
 
 from ingot.pipelines import dedup
 from ingot.pipelines.artifact import Artifact, digest_of
 from ingot.pipelines.sections import Dedup
 from ingot.pipelines.store import LocalStore, Store, open_store
-from ingot.pipelines.units import Unit, Workspace
 
 KILLS = ["worker"] * 13 + ["driver"] * 5 + ["node"] * 4
-
-
-class Quiet:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words, **figures: None
-
-
-class InProcess(Workspace):
-    """Runs the units here, one after another."""
-
-    def run(self, step: str, units: Sequence[Unit], work: Any) -> list[dict[str, Any]]:
-        return [{**work(self.store, unit.body), "ran": {"host": "here", "pid": 0}} for unit in units]
 
 
 def corpus_in(store: Store) -> Artifact:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dedup_workspaces import InProcess, Quiet
 
 from ingot.pipelines.dedup.components import join_components
 from ingot.pipelines.dedup.exchange import hash_bounds, location_bounds, put_rows, put_run, read_partition
@@ -17,23 +18,10 @@ from ingot.pipelines.dedup.rows import ASK, BAND, DOCUMENT, EDGE, REMOVAL
 from ingot.pipelines.dedup.settle import settle_edges
 from ingot.pipelines.dedup.steps import Steps
 from ingot.pipelines.store import LocalStore, Store
-from ingot.pipelines.units import Unit, Workspace
 
 FILES = 5
 
 Pairs = Mapping[int, Mapping[int, float]]  # worse → better → similarity
-
-
-class Quiet:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words, **figures: None
-
-
-class InProcess(Workspace):
-    """Runs the units here, one after another."""
-
-    def run(self, step: str, units: Sequence[Unit], work: Callable[..., Any]) -> list[dict[str, Any]]:
-        return [{**work(self.store, unit.body), "ran": {"host": "here", "pid": 0}} for unit in units]
 
 
 @pytest.fixture
