@@ -11,24 +11,21 @@ import os
 import platform
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ingot.errors import IngotError
+from ingot.pipelines import tasks
 from ingot.pipelines.artifact import Damaged, Piece, canonical_digest, entries_of
-from ingot.pipelines.cluster import chatter_aside, home_of, refuse_elsewhere
+from ingot.pipelines.cluster import home_of, refuse_elsewhere
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.store import ObjectMissing, Store, open_store
 
-# Of a task whose worker or node died. Ray Data's own default is to repeat for ever: a unit that always
-# kills its worker (too little memory, a crash in a library) would never end.
-RETRIES = 8
 FENCE_SECONDS = 10  # between two looks for a higher attempt while units are done
 
 
@@ -161,39 +158,18 @@ class Workspace:
         work: Work | Actors,
         records: dict[str, dict[str, Any]],
     ) -> None:
-        import ray.data
         from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
-        from ray.util.annotations import RayDeprecationWarning
 
         place = (self.store.uri, home_of(self.store), prefix)
         rows = [{"name": unit.name, "body": json.dumps(dict(unit.body))} for unit in todo]
-        tasks_at_once = min(len(rows), self.workers or len(rows))
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        with warnings.catch_warnings():
-            # Ray 2.60 has no other way to say how often, and announces another for 2.64
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            if isinstance(work, Actors):
-                dataset = dataset.map_batches(
-                    _Actor,
-                    fn_constructor_args=(*place, work.make),
-                    batch_size=1,
-                    num_cpus=work.cpus,
-                    num_gpus=work.gpus,
-                    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tasks_at_once),
-                    max_restarts=RETRIES,
-                    max_task_retries=RETRIES,
-                )
-            else:
-                dataset = dataset.map(
-                    partial(_task, *place, work),
-                    num_cpus=1,
-                    compute=ray.data.TaskPoolStrategy(size=tasks_at_once if self.workers else None),
-                    max_retries=RETRIES,
-                )
+        if isinstance(work, Actors):
+            done = tasks.run_actors(rows, _Actor, (*place, work.make), self.workers, work.cpus, work.gpus)
+        else:
+            done = tasks.run_tasks(rows, partial(_task, *place, work), self.workers)
+        looked = time.monotonic()
         try:
-            with chatter_aside() if isinstance(work, Actors) else nullcontext():
-                looked = time.monotonic()
-                for row in dataset.iter_rows():
+            with closing(done):
+                for row in done:
                     records[row["name"]] = _record_of(row)
                     self.progress.advance(1)
                     if time.monotonic() - looked > FENCE_SECONDS:
@@ -201,9 +177,9 @@ class Workspace:
                         looked = time.monotonic()
         except (WorkerCrashedError, OutOfMemoryError, ActorDiedError) as error:
             raise IngotError(
-                f"{prefix}: the worker of a unit died {RETRIES + 1} times; its last words are in the newest "
-                "python-core-worker-*.log among Ray's logs. Where it was killed for memory, run fewer at "
-                "once with --set workers=1"
+                f"{prefix}: the worker of a unit died {tasks.RETRIES + 1} times; its last words are in the "
+                "newest python-core-worker-*.log among Ray's logs. Where it was killed for memory, run fewer "
+                "at once with --set workers=1"
             ) from error
 
 

@@ -17,7 +17,7 @@ import pytest
 import units_of_work as work
 
 from ingot.errors import IngotError, UsageError
-from ingot.pipelines import units
+from ingot.pipelines import tasks
 from ingot.pipelines.artifact import Piece
 from ingot.pipelines.cluster import home_of, refuse_elsewhere
 from ingot.pipelines.store import LocalStore
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(workspace: Works
 def test_a_unit_that_always_kills_its_worker_ends_the_run(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "RETRIES", 1)
+    monkeypatch.setattr(tasks, "RETRIES", 1)
     with pytest.raises(IngotError, match=r"the worker of a unit died 2 times.*workers=1"):
         workspace.run("step", UNITS[:1], work.die_always)
 

@@ -35,6 +35,16 @@ def unhurried(work: Work, store: Store, body: Mapping[str, Any]) -> Mapping[str,
     return work(store, body)
 
 
+def wait_for_the_one_before(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Ends once the driver has told that it has the row before."""
+    number = row["number"]
+    limit = time.monotonic() + 60
+    while number and not (folder / str(number - 1)).exists():
+        assert time.monotonic() < limit, f"row {number - 1} was not handed over"
+        time.sleep(0.01)
+    return {"number": number}
+
+
 class Panic(BaseException):
     """As libraries in Rust raise it."""
 
