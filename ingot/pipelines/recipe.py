@@ -66,6 +66,14 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _priority_names_sources(self) -> Recipe:
+        names = [source.name for source in self.corpus.sources]
+        for name in self.dedup.priority:
+            if name not in names:
+                raise ValueError(f"dedup.priority: no source is named {name!r}; there are {', '.join(names)}")
+        return self
+
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """The recipe at `path` with `settings` (`section.key=value`, the value in YAML) laid over it. Raises

@@ -25,7 +25,8 @@ class Screen:
         self.task = TaskID(0)
         self.stage = self.name = self.unit = ""
         self.total = self.count = 0
-        self.began = self.told = 0.0
+        self.told = 0.0
+        self.first: tuple[int, float] | None = None
 
     def begin_stage(self, stage: str) -> None:
         self.stage = stage
@@ -40,7 +41,7 @@ class Screen:
     def step(self, name: str, total: int, unit: str = "units") -> None:
         self._end_step()
         self.name, self.total, self.count, self.unit = name, total, 0, unit
-        self.began = self.told = time.monotonic()
+        self.told, self.first = time.monotonic(), None
         if self.console.is_terminal:
             self.live = Progress(
                 TextColumn("  {task.description}"),
@@ -57,14 +58,23 @@ class Screen:
     def advance(self, count: int = 1, **figures: float) -> None:
         self.count += count
         parts = {name: _figure(name, value) for name, value in figures.items()}
+        rate = "" if figures else self._rate()
         if self.live:
             live = " · ".join(part for name, part in parts.items() if name != "seconds_left")
-            self.live.update(self.task, advance=count, figures=live or self.unit)
+            self.live.update(self.task, advance=count, figures=live or rate or self.unit)
         # The losses of a training are worth a look back; how a bar grew is not.
         if (figures or not self.live) and time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
             done = f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit}"
-            self.say(" · ".join([done, *parts.values()]))
+            self.say(" · ".join(part for part in (done, *parts.values(), rate) if part))
+
+    def _rate(self) -> str:
+        """Of what came after the first word, which may be of units that were done long ago."""
+        if self.first is None:
+            self.first = (self.count, time.monotonic())
+            return ""
+        count, began = self.first
+        return f"{(self.count - count) / max(1e-3, time.monotonic() - began):,.3g} {self.unit}/s"
 
     def say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, markup=False)

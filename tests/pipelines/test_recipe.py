@@ -143,6 +143,11 @@ pretrain:
             "publish: {model: a}\ntokenizer:\n",
             "publish: vLLM serves no heads 16 wide (pretrain.model: ",
         ),
+        (
+            "tokenizer:\n",
+            "dedup: {priority: [wiki]}\ntokenizer:\n",
+            "dedup.priority: no source is named 'wiki'; there are ",
+        ),
         ("source: python-packages", "source: s3", "recipe.yaml:7: corpus.sources.1: give it a source: "),
         ("source: python-packages", "name: x", "recipe.yaml:7: corpus.sources.1: give it a source: "),
     ],

@@ -55,6 +55,18 @@ def test_units_without_figures_are_told_where_there_is_no_bar(patient: None) -> 
         assert ("  dedup · sign 1/9 units\n" in printed.getvalue()) is not terminal
 
 
+def test_the_rate_is_that_of_what_was_seen_done(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    screen, printed = screen_on(False)
+    screen.begin_stage("dedup")
+    screen.step("sign", 900)
+    screen.advance(500)  # were there already
+    now[0] = 20.0
+    screen.advance(40)
+    assert "sign 540/900 units · 2 units/s\n" in printed.getvalue()
+
+
 def test_lines_about_one_step_keep_their_distance() -> None:
     screen, printed = screen_on(False)
     screen.begin_stage("dedup")

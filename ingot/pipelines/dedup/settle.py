@@ -12,6 +12,7 @@ until few enough are left for one task. The rounds change who decides, never wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from ingot.pipelines.dedup.compiled import compiled
 from ingot.pipelines.dedup.exchange import (
+    READERS,
     Run,
     location_bounds,
     partitions_of,
@@ -106,9 +108,12 @@ def settle_rest(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
 
     body: `edges` (the entries of the partitions that have any), `told` (as settle_round takes it, by
     partition), `cuts`."""
-    edges = np.concatenate([np.empty(0, EDGE), *(read_rows(store, entry, EDGE) for entry in body["edges"])])
-    told = [read_partition(store, runs, int(part), DECISION) for part, runs in body["told"].items()]
-    edges = _told(edges, np.concatenate([np.empty(0, DECISION), *told]))
+    with ThreadPoolExecutor(READERS) as pool:  # few rows from many partitions
+        rows = pool.map(lambda entry: read_rows(store, entry, EDGE), body["edges"])
+        edges = np.concatenate([np.empty(0, EDGE), *rows])
+        told = body["told"].items()
+        heard = pool.map(lambda item: read_partition(store, item[1], int(item[0]), DECISION), told)
+        edges = _told(edges, np.concatenate([np.empty(0, DECISION), *heard]))
     settled = _Settled(edges, np.ones(len(edges), bool))
     return put_removals(store, settled.removals(), location_bounds(body["cuts"]))
 

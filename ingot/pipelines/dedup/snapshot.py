@@ -317,7 +317,7 @@ def add_snapshot(
     for name, key_of in (("candidate_pairs", "pairs"), ("verified_pairs", "verified")):
         metrics[name] = earlier.metrics.get(name, 0) + sum(_values(verified, key_of))
     metrics["taken_down"] = sorted({*earlier.metrics.get("taken_down", []), *_flat(snapshot.taken, "found")})
-    metrics["worker_processes"] = steps.processes
+    metrics["steps"] = steps.done
     shown = [*earlier.metrics.get("examples", []), *examples["examples"]]
     metrics["examples"] = sorted(shown, key=lambda example: str(example["id"]))[:EXAMPLES]
     metrics["pair"] = earlier.metrics.get("pair") or examples["pair"]
@@ -347,12 +347,28 @@ def add_snapshot(
 
 
 def _metrics(before: Mapping[str, Any], written: Sequence[Record], changed: Sequence[Record]) -> Record:
-    """The sums, and `clusters`: how many kept documents stand for 1 document, 2, up to 4, up to 8, …"""
+    """The sums, `clusters` (how many kept documents stand for 1 document, 2, up to 4, up to 8, …) and the
+    `funnel`."""
     sums = {name: before.get(name, 0) + sum(_values(written, name)) for name in TOTALS}
     clusters = [before.get("clusters", {}), *_values([*written, *changed], "clusters")]
     sizes = sorted({int(size) for each in clusters for size in each})
     counts = {str(size): sum(each.get(str(size), 0) for each in clusters) for size in sizes}
-    return {**sums, "clusters": {size: count for size, count in counts.items() if count}}
+    return {
+        **sums,
+        "clusters": {size: count for size, count in counts.items() if count},
+        "funnel": _funnel(sums),
+    }
+
+
+def _funnel(sums: Mapping[str, int]) -> list[Record]:
+    """What each kind of removal found and left, in the order in which they take place."""
+    found: list[Record] = []
+    documents, size = sums["documents_in"], sums["bytes_in"]
+    for kind in reversed(KINDS):
+        step = {"step": kind, "documents_in": documents, "bytes_in": size}
+        documents, size = documents - sums[f"removed_{kind}"], size - sums[f"removed_bytes_{kind}"]
+        found.append({**step, "documents_out": documents, "bytes_out": size})
+    return found
 
 
 def _numbered(steps: Steps, records: Sequence[Record]) -> dict[int, Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Steps:
     workspace: Workspace
     partitions: int
     cuts: Cuts
-    processes: dict[str, int] = field(default_factory=dict)  # that took part in each step
+    done: dict[str, Record] = field(default_factory=dict)  # of each step: units, processes and seconds
 
     def __post_init__(self) -> None:
         self.firsts = first_files(self.cuts)
@@ -66,7 +67,7 @@ class Steps:
         bodies = [
             {"number": number, "version": VERSION, **own(number), **common} for number in self.new_files
         ]
-        return self._noted(step, self.workspace.run_shared("dedup", step, bodies, work))
+        return self._noted(step, lambda: self.workspace.run_shared("dedup", step, bodies, work))
 
     def for_hashes(self, step: str, work: Work, own: Callable[[int], Record], common: Record) -> list[Record]:
         """A unit for each partition of the hashes."""
@@ -119,11 +120,14 @@ class Steps:
         return Exchange(columns)
 
     def _run(self, step: str, work: Work, units: Sequence[Unit]) -> list[Record]:
-        return self._noted(step, self.workspace.run(step, units, work))
+        return self._noted(step, lambda: self.workspace.run(step, units, work))
 
-    def _noted(self, step: str, records: list[Record]) -> list[Record]:
+    def _noted(self, step: str, run: Callable[[], list[Record]]) -> list[Record]:
+        began = time.monotonic()
+        records = run()
         processes = {(record["ran"]["host"], record["ran"]["pid"]) for record in records}
-        self.processes[step] = len(processes)
+        seconds = round(time.monotonic() - began, 3)
+        self.done[step] = {"units": len(records), "processes": len(processes), "seconds": seconds}
         return records
 
 

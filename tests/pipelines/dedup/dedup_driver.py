@@ -1,6 +1,6 @@
-"""A driver of the stage in a process of its own, on the cluster of RAY_ADDRESS: `python dedup_driver.py STORE
-CORPUS_KEY [SETTINGS]` prints the peak of its memory in bytes, the artifact's digest and its metrics, as JSON.
-With SETTINGS (JSON, of the section) every unit takes a second longer."""
+"""A driver of the stage in a process of its own, on the cluster of RAY_ADDRESS or an embedded one: `python
+dedup_driver.py STORE CORPUS_KEY WORKERS [SETTINGS]` prints the peak of its memory in bytes, the artifact's
+digest and its metrics, as JSON. With SETTINGS (JSON, of the section) every unit takes a second longer."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Unhurried(Workspace):
 
 
 if __name__ == "__main__":
-    uri, key, *settings = sys.argv[1:]
+    uri, key, workers, *settings = sys.argv[1:]
     store = open_store(uri)
     corpus = load(store, key)
     assert corpus is not None
     section = Dedup(**(json.loads(settings[0]) if settings else {}))
-    with cluster(store):
+    with cluster(store, int(workers)):
         kind = Unhurried if settings else Workspace
-        workspace = kind(store, "artifacts/dedup/measured", Quiet(), None if settings else 2)
+        workspace = kind(store, "artifacts/dedup/measured", Quiet(), int(workers))
         outcome = dedup.run(workspace, section, {"corpus": corpus})
     digest = digest_of(outcome.files)
     print(json.dumps({"peak": peak(), "digest": digest, "metrics": outcome.metrics}))

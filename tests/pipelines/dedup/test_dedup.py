@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ STEPS = (
         "examples",
     ),
 )
+
+
+DRIVER = str(Path(__file__).with_name("dedup_driver.py"))
 
 
 class Shuffled(Workspace):
@@ -130,6 +134,15 @@ def check_by_definition(
 
     def size(paths: Iterable[str]) -> int:
         return sum(len(texts[path].encode()) for path in paths)
+
+    funnel = result.metrics["funnel"]
+    assert [step["step"] for step in funnel] == ["takedown", "url", "exact", "near"]
+    for before, after in pairwise(funnel):
+        assert [before[f"{what}_out"] for what in ("documents", "bytes")] == [
+            after[f"{what}_in"] for what in ("documents", "bytes")
+        ]
+    assert (funnel[0]["documents_in"], funnel[0]["bytes_in"]) == (len(texts), size(texts))
+    assert (funnel[-1]["documents_out"], funnel[-1]["bytes_out"]) == (len(result.kept), size(result.kept))
 
     by_kind = {kind: [path for path, gone in result.removed.items() if gone[2] == kind] for kind in KINDS}
     assert {name: result.metrics[name] for name in dedup.TOTALS} == {
@@ -258,9 +271,23 @@ def test_the_digest_knows_nothing_of_workers_partitions_or_order(tmp_path: Path,
     files = dict(reversed(made.files.items()))
     corpus = commit(store, "artifacts/corpus/backwards", "corpus", "backwards", files, {}, {})
     other = deduplicate(store, corpus, "backwards", Shuffled, workers=1, partitions=3)
-    assert set(other.metrics["worker_processes"].values()) == {1}
+    assert {step["processes"] for step in other.metrics["steps"].values()} == {1}
     assert other.metrics["partitions"] != planted.result.metrics["partitions"]
     assert other.digest == planted.result.digest
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "random"])
+def test_nor_of_a_cluster_of_four_and_the_hash_seed_of_its_processes(
+    tmp_path: Path, planted: Planted, hash_seed: str
+) -> None:
+    store = LocalStore(str(tmp_path))
+    corpus = make_corpus(store, planted.texts, files=4, key="planted")
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env |= {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, DRIVER, store.uri, corpus.key, "4"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["digest"] == planted.result.digest
 
 
 def test_what_goes_is_the_same_however_files_are_cut(store: LocalStore, planted: Planted) -> None:
@@ -357,13 +384,12 @@ def test_a_corpus_without_documents_is_no_fault(ray_local: None, store: LocalSto
 def grown(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, dict[str, Any]]]:
     """(bytes of text, figures of the driver) of a run over some text and over four times as much, half of it
     near duplicates."""
-    script = str(Path(__file__).with_name("dedup_driver.py"))
     env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     found = []
     for factor in (1, 4):
         store = LocalStore(str(tmp_path_factory.mktemp(f"grown-{factor}")))
         corpus, size = grow_corpus(store, files=2 * factor)
-        command = [sys.executable, script, store.uri, corpus.key]
+        command = [sys.executable, DRIVER, store.uri, corpus.key, "2"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         found.append((size, json.loads(done.stdout.splitlines()[-1])))
@@ -399,6 +425,8 @@ def test_several_processes_share_every_step(ray_local: None, store: LocalStore) 
     """Every step but the two that are one unit for all. Units take a while here, as they do where there is
     much to do: what takes milliseconds is done before a second process is there."""
     corpus, _ = grow_corpus(store, files=4)
-    processes = deduplicate(store, corpus, "slowly", Unhurried).metrics["worker_processes"]
+    steps = deduplicate(store, corpus, "slowly", Unhurried).metrics["steps"]
     once = {"settle", "examples"}
-    assert processes == {step: 1 if step in once else 2 for step in STEPS}
+    assert {name: step["processes"] for name, step in steps.items()} == {
+        step: 1 if step in once else 2 for step in STEPS
+    }

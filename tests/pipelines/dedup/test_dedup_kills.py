@@ -50,8 +50,8 @@ class Runs:
         path = os.pathsep.join(sys.path)
         with open(self.folder / "out", "wb") as out, open(self.folder / "err", "wb") as err:
             self.driver = subprocess.Popen(
-                [sys.executable, script, *self.words, settings],
-                env={**self.nodes.env, "PYTHONPATH": path},
+                [sys.executable, script, *self.words, "2", settings],
+                env={**self.nodes.env, "PYTHONPATH": path, "PYTHONHASHSEED": str(len(self.digests))},
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
