@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -60,13 +61,13 @@ GROWTH = (1, 4, 16)  # the second of them is the texts as they are
 class Size:
     megabytes: int  # signed in memory, and deduplicated
     sample: float  # MB of it that the peers sign too
-    peer_megabytes: int  # deduplicated beside datatrove: all of it would take it minutes
+    peer_megabytes: int  # deduplicated beside datatrove
     pairs: int  # planted, of each level
     turns: int
     runs: int
 
 
-FULL = Size(220, 2.5, 50, 200, 5, 2)
+FULL = Size(220, 2.5, 220, 200, 5, 2)
 QUICK = Size(12, 0.4, 4, 50, 3, 1)
 
 
@@ -157,12 +158,15 @@ def measure_signing(
             for name, take in takers.items():
                 rates[name].append(take() / 1e6)
 
+    scaling = statistics.median(kernel_scaling(whole) for _ in range(size.turns))
     print(
         f"\nsigning ({PERMUTATIONS} permutations, word {NGRAM}-grams), MB/s of one core in {size.turns} turns"
     )
     for name, own in rates.items():
         print(f"  {name:12} {statistics.median(own):9.2f}   {min(own):.2f} … {max(own):.2f}")
+    print(f"  two processes that only sign do {scaling:.2f} times as much as one: what two cores give here")
     figures = {"signing_mb_per_s_per_core": statistics.median(rates.pop("ingot, all"))}
+    figures["signing_processes_2_over_1"] = scaling
     ratios = {}
     ours = rates.pop("ingot")
     for name, own in rates.items():
@@ -170,6 +174,29 @@ def measure_signing(
         ratios[f"signing_vs_{name}"] = statistics.median(a / b for a, b in zip(ours, own, strict=True))
         print(f"  {ratios[f'signing_vs_{name}']:.0f} times {name}, on the same {len(drawn)} documents")
     return figures, ratios
+
+
+def kernel_scaling(whole: tuple[np.ndarray, np.ndarray]) -> float:
+    """How much more two processes sign at once than one alone, without Ray, files or a driver: they share a
+    memory bus and, where the machine says cores and means threads, a core."""
+    context = multiprocessing.get_context("fork")
+    seconds = []
+    for processes in (1, 2):
+        barrier, answers = context.Barrier(processes), context.SimpleQueue()
+        started = [
+            context.Process(target=sign_beside, args=(whole, barrier, answers)) for _ in range(processes)
+        ]
+        for process in started:
+            process.start()
+        seconds.append(max(answers.get() for _ in started))
+        for process in started:
+            process.join()
+    return 2 * seconds[0] / seconds[1]
+
+
+def sign_beside(whole: tuple[np.ndarray, np.ndarray], barrier: Any, answers: Any) -> None:
+    barrier.wait()
+    answers.put(timed(lambda: sign_all(*whole)))
 
 
 def measure_stage(
