@@ -23,9 +23,11 @@ from ingot.pipelines.units import Unit, Workspace
 if TYPE_CHECKING:
     import tokenizers
 
+    from ingot.pipelines.bpe import ByteLevelBpe
     from ingot.pipelines.pipeline import Outcome
 
 VERSION = 1
+MOST_TRAINED = 1_000_000  # characters of a text that are cut into pieces at once, in training
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, STOP = (
     "<|endoftext|>",
@@ -64,19 +66,25 @@ class TextEncoder:
     def __init__(self, serialized: str) -> None:
         import tokenizers
 
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for every core
+        self._serialized = serialized
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
-        self._tokenizer.encode_special_tokens = True  # "<|end|>" in a text is seven characters, not a sign
         self.vocabulary = self._tokenizer.get_vocab_size()
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.end_of_text, self.system, self.user, self.assistant, self.stop = (ids[sign] for sign in SPECIAL)
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
 
+    def encode_utf8(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (uint32) of many texts one after another, and where each text's begin in them, with the end
+        of the last. Text number i is `data[offsets[i]:offsets[i + 1]]` (uint8, int64). No id is a special
+        token's."""
+        return self._bpe.encode(data, offsets)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text; none of them is a special token's."""
-        return [
-            encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        encoded = [text.encode() for text in texts]
+        offsets = np.append(0, np.cumsum([len(each) for each in encoded])).astype(np.int64)
+        ids, places = self.encode_utf8(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        return [part.tolist() for part in np.split(ids, places[1:-1])] if encoded else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -96,6 +104,12 @@ class TextEncoder:
             ids += [self._roles[message["role"]], *content, self.stop]
             mask += [False] + [answer] * (len(content) + 1)
         return ids, mask
+
+    @cached_property
+    def _bpe(self) -> ByteLevelBpe:
+        from ingot.pipelines.bpe import ByteLevelBpe  # brings numba, which only who encodes waits for
+
+        return ByteLevelBpe(self._serialized, self.bytes_of)
 
     @cached_property
     def bytes_of(self) -> list[bytes]:
@@ -170,8 +184,6 @@ def _draw(seed: int, document: str) -> float:
 def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the only task of its step: it may use every core
     import pyarrow
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tables = [read_table(store, File.from_json(entry), "a sample") for entry in body["samples"]]
     columns = {"text": pyarrow.large_string(), "draw": pyarrow.float64()}  # a string column ends at 2 GB
@@ -182,6 +194,21 @@ def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
             break
         texts.append(text)
         used += len(text.encode())
+    tokenizer = train_bpe(texts, body["vocabulary"])
+    files = _files(tokenizer)
+    return {
+        "files": {name: put_file(store, data).to_json() for name, data in files.items()},
+        "vocabulary": tokenizer.get_vocab_size(),
+        "documents": len(texts),
+        "bytes": used,
+    }
+
+
+def train_bpe(texts: Sequence[str], vocabulary: int) -> tokenizers.Tokenizer:
+    """A tokenizer of so many tokens, `SPECIAL` first."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -191,19 +218,17 @@ def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=body["vocabulary"],
+        vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    files = _files(tokenizer)
-    return {
-        "files": {name: put_file(store, data).to_json() for name, data in files.items()},
-        "vocabulary": tokenizer.get_vocab_size(),
-        "documents": len(texts),
-        "bytes": used,
-    }
+    # its engine of regular expressions gives up on a few million spaces in a row
+    parts = (
+        text[start : start + MOST_TRAINED] for text in texts for start in range(0, len(text), MOST_TRAINED)
+    )
+    tokenizer.train_from_iterator(parts, trainer)
+    return tokenizer
 
 
 def _files(tokenizer: tokenizers.Tokenizer) -> dict[str, bytes]:

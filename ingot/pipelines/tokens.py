@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, File, put_file, put_json, put_table, read_file, read_table
+from ingot.pipelines.columns import utf8
 from ingot.pipelines.sections import Tokens
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SPLITS = ("train", "held-out")
-BATCH = 64  # documents encoded at once
 
 
 def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -> Outcome:
@@ -86,43 +87,44 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     documents = documents.filter(
         pyarrow.compute.is_in(documents["id"], value_set=kept["id"].combine_chunks())
     )
-    encoder = TextEncoder(read_file(store, File.from_json(body["tokenizer"]), "the tokenizer").decode())
+    encoder = _encoder(read_file(store, File.from_json(body["tokenizer"]), "the tokenizer").decode())
     dtype = _dtype(encoder.vocabulary)
-    parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    offsets = dict.fromkeys(SPLITS, 0)
-    index: list[dict[str, Any]] = []
-    for start in range(0, documents.num_rows, BATCH):
-        rows = documents.slice(start, BATCH)
-        ids, texts = rows["id"].to_pylist(), rows["text"].to_pylist()
-        for document, text, tokens in zip(ids, texts, encoder.encode_batch(texts), strict=True):
-            split = "held-out" if held_out(document, body["held_out"]) else "train"
-            index.append(
-                {
-                    "id": document,
-                    "split": split,
-                    "shard": body["shard"],
-                    "offset": offsets[split],
-                    "tokens": len(tokens),
-                    "bytes": len(text.encode()),
-                }
-            )
-            parts[split].append(np.array([*tokens, encoder.end_of_text], dtype=dtype))
-            offsets[split] += len(tokens) + 1
-    number = pyarrow.int64()
-    fields = {"id": pyarrow.string(), "split": pyarrow.string(), "shard": pyarrow.int32()}
-    schema = pyarrow.schema([*fields.items(), ("offset", number), ("tokens", number), ("bytes", number)])
-    shards = {
-        split: put_file(
-            store, np.concatenate([np.array([], dtype), *parts[split]]).tobytes(), tokens=offsets[split]
-        ).to_json()
-        for split in SPLITS
-    }
+    data, offsets = utf8(documents["text"])
+    ids, places = encoder.encode_utf8(data, offsets)
+    tokens = np.diff(places)
+    ended = np.full(len(ids) + len(tokens), encoder.end_of_text, dtype)
+    ended[np.arange(len(ids)) + np.repeat(np.arange(len(tokens)), tokens)] = ids
+    names = documents["id"].to_pylist()
+    held = np.array([held_out(name, body["held_out"]) for name in names], bool)
+    offset = np.zeros(len(names), np.int64)
+    shards = {}
+    for split, own in (("train", ~held), ("held-out", held)):
+        sizes = tokens[own] + 1
+        offset[own] = np.cumsum(sizes) - sizes
+        shard = ended[np.repeat(own, tokens + 1)]
+        shards[split] = put_file(store, shard.tobytes(), tokens=len(shard)).to_json()
+    index = pyarrow.table(
+        {
+            "id": documents["id"],
+            "split": pyarrow.array(np.where(held, "held-out", "train"), pyarrow.string()),
+            "shard": pyarrow.array(np.full(len(names), body["shard"], np.int32)),
+            "offset": offset,
+            "tokens": tokens,
+            "bytes": np.diff(offsets),
+        }
+    )
     return {
         **shards,
-        "index": put_table(store, pyarrow.Table.from_pylist(index, schema=schema)).to_json(),
-        "documents": len(index),
-        "bytes": sum(row["bytes"] for row in index),
+        "index": put_table(store, index).to_json(),
+        "documents": len(names),
+        "bytes": int(offsets[-1] - offsets[0]),
     }
+
+
+@lru_cache(maxsize=1)
+def _encoder(serialized: str) -> TextEncoder:
+    # one for a process: it knows the words of the unit before
+    return TextEncoder(serialized)
 
 
 def held_out(document: str, share: float) -> bool:

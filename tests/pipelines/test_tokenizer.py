@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from unicode_of_tokenizers import ranges_of
 
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.tokenizer import SPECIAL, TextEncoder, load_tokenizer
+from ingot.pipelines.unicode_classes import LETTERS, NUMBERS, SPACES
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,70 @@ def test_any_text_comes_back(encoder: TextEncoder, special: set[int]) -> None:
         assert encoder.decode(ids) == text
         assert int(encoder.token_bytes[np.array(ids, dtype=np.int64)].sum()) == len(text.encode())
         assert not special & set(ids)
+
+
+def signs_of_any_case() -> list[str]:
+    """Everything that may or may not be one of the letters after an apostrophe."""
+    every = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    folded = [sign for sign in every if set(sign.casefold()) & set("stmdrevl")]
+    return [
+        f"{before}'{sign}{after}" for sign in folded for before in ("", "a") for after in ("", "e", "l x")
+    ]
+
+
+def adversarial_texts() -> list[str]:
+    draw = random.Random(2)
+    letters = "aAsStT'reveEll \t\n\r\u00a0.,-(1\u0660é\u0301漢ſ👩"
+    return [
+        *("".join(draw.choices(letters, k=draw.randrange(1, 400))) for _ in range(3000)),
+        *("".join(draw.choices("ab", k=size)) for size in (127, 128, 129, 500, 5000)),
+        *(sign * 1_000_000 for sign in ("a", " ")),
+        *(sign * 50_000 for sign in ("ab", "\n", "\t ", "7", "-", "é", "<|end|>", "'s")),
+        " " * 50_000 + "a",
+    ]
+
+
+def test_characters_are_what_tokenizers_takes_them_for() -> None:
+    for known, pattern in ((LETTERS, r"\p{L}"), (NUMBERS, r"\p{N}"), (SPACES, r"\s")):
+        bounds = [word.partition("-") for word in known.split()]
+        assert [(int(a, 16), int(b or a, 16)) for a, _, b in bounds] == ranges_of(pattern)
+
+
+@pytest.mark.parametrize("texts", [strange_texts, signs_of_any_case, adversarial_texts])
+def test_the_ids_are_those_of_tokenizers(
+    encoder: TextEncoder, small_path: Any, texts: Callable[[], list[str]]
+) -> None:
+    theirs = tokenizers.Tokenizer.from_str(small_path.tokenizer.read("tokenizer.json").decode())
+    theirs.encode_special_tokens = True
+    made = texts()
+    expected = [encoding.ids for encoding in theirs.encode_batch_fast(made, add_special_tokens=False)]
+    found = encoder.encode_batch(made)
+    wrong = [text[:80] for text, ids, own in zip(made, expected, found, strict=True) if ids != own]
+    assert not wrong
+
+
+def test_so_are_those_of_all_that_was_installed(encoder: TextEncoder, small_path: Any) -> None:
+    theirs = tokenizers.Tokenizer.from_str(small_path.tokenizer.read("tokenizer.json").decode())
+    theirs.encode_special_tokens = True
+    texts = [
+        path.read_text(errors="replace")
+        for path in sorted(Path(tokenizers.__file__).parent.glob("**/*.py*i"))
+    ]
+    texts += small_path.corpus.table("documents/000000.parquet")["text"].to_pylist()
+    assert encoder.encode_batch(texts) == [
+        theirs.encode(text, add_special_tokens=False).ids for text in texts
+    ]
+
+
+def test_a_table_of_pieces_that_is_full_begins_anew(encoder: TextEncoder) -> None:
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcdefghij", k=9)) for _ in range(600_000)]
+    text = " ".join(words)
+    again = " ".join(words[:1000])
+    before = encoder.encode_batch([again])
+    [ids] = encoder.encode_batch([text])
+    assert encoder.decode(ids) == text
+    assert encoder.encode_batch([again]) == before
 
 
 def test_bytes_that_are_no_utf8_can_be_decoded(encoder: TextEncoder) -> None:

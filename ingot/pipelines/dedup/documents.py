@@ -11,21 +11,12 @@ import numpy.typing as npt
 import pyarrow
 
 from ingot.pipelines.artifact import File, read_table
+from ingot.pipelines.columns import utf8
 from ingot.pipelines.store import Store
 
 
 def read_columns(store: Store, entry: Mapping[str, Any], columns: list[str]) -> pyarrow.Table:
     return read_table(store, File.from_json(entry), "a documents file", columns)
-
-
-def utf8(column: pyarrow.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """A column of strings as its bytes and the offsets [rows + 1] of its rows in them."""
-    if len(column) == 0:
-        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    array = pyarrow.concat_arrays(column.cast(pyarrow.large_string()).chunks)
-    _, offsets, data = array.buffers()
-    bounds = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8)
-    return np.frombuffer(data or b"", np.uint8), bounds
 
 
 def ids(column: pyarrow.ChunkedArray) -> npt.NDArray[np.uint64]:

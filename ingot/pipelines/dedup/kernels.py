@@ -27,7 +27,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
-from ingot.pipelines.dedup.compiled import compiled
+from ingot.pipelines.compiled import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 
-from ingot.pipelines.dedup.documents import ids, read_columns, utf8
+from ingot.pipelines.columns import utf8
+from ingot.pipelines.dedup.documents import ids, read_columns
 from ingot.pipelines.dedup.exchange import (
     hash_bounds,
     location_bounds,

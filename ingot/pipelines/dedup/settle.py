@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingot.pipelines.dedup.compiled import compiled
+from ingot.pipelines.compiled import compiled
 from ingot.pipelines.dedup.exchange import (
     READERS,
     Run,

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ingot.pipelines.artifact import File
+from ingot.pipelines.compiled import compiled
 from ingot.pipelines.dedup.candidates import distinct_asks
-from ingot.pipelines.dedup.compiled import compiled
 from ingot.pipelines.dedup.exchange import put_segments, read_partition, read_rows, read_slices
 from ingot.pipelines.dedup.rows import ASK, DOCUMENT, Locations, Numbers, Rows, blocks, files_of, rows_of
 from ingot.pipelines.store import Store

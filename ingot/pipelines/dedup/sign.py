@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ingot.pipelines.dedup.documents import read_columns, utf8
+from ingot.pipelines.columns import utf8
+from ingot.pipelines.dedup.documents import read_columns
 from ingot.pipelines.dedup.exchange import hash_bounds, put_rows, put_run, read_rows
 from ingot.pipelines.dedup.keys import salts, stay
 from ingot.pipelines.dedup.rows import BAND, BAND_BITS, DOCUMENT, locations

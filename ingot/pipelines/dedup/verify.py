@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ingot.pipelines.compiled import compiled
 from ingot.pipelines.dedup.candidates import asks_of, distinct_pairs
-from ingot.pipelines.dedup.compiled import compiled
 from ingot.pipelines.dedup.exchange import location_bounds, put_rows, put_run, read_partition, read_segments
 from ingot.pipelines.dedup.rows import EDGE, PAIR, ROW_BITS, Numbers, Rows
 from ingot.pipelines.dedup.ship import HEADER, Hashes, read_documents, read_shingles

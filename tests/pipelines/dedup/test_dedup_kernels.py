@@ -17,8 +17,9 @@ import pyarrow
 import pytest
 from dedup_corpora import planted_pair
 
+from ingot.pipelines.columns import utf8
 from ingot.pipelines.dedup.banding import Banding, choose_banding
-from ingot.pipelines.dedup.documents import id_strings, ids, utf8
+from ingot.pipelines.dedup.documents import id_strings, ids
 from ingot.pipelines.dedup.kernels import _sort_unique, capacity, content_keys, permutations, sign
 
 POOLS = [
@@ -256,7 +257,7 @@ def test_banding_leans_to_recall() -> None:
 def test_kernels_work_where_no_cache_can_be_written(tmp_path: Path) -> None:
     module = tmp_path / "kernel_of_test.py"
     module.write_text(
-        "from ingot.pipelines.dedup.compiled import compiled\n\n@compiled\ndef twice(n):\n    return 2 * n\n"
+        "from ingot.pipelines.compiled import compiled\n\n@compiled\ndef twice(n):\n    return 2 * n\n"
     )
     # of numba's places for its cache only the user's folder is left, and that is none
     env = {**os.environ, "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(tmp_path)}
