@@ -88,7 +88,7 @@ def _blocks(rows: Sequence[Row], sizes: Sequence[int]) -> ray.data.Dataset:
     for size in sizes:
         blocks.append(table.slice(begin, size))
         begin += size
-    return ray.data.from_arrow(blocks)
+    return ray.data.from_blocks(blocks)  # `from_arrow` asks a task what is in each
 
 
 def _rows(dataset: ray.data.Dataset) -> Iterator[Row]:
