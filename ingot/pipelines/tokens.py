@@ -7,7 +7,7 @@ the two a document goes to depends on its id alone."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ from ingot.pipelines.artifact import Artifact, File, put_file, put_json, put_tab
 from ingot.pipelines.columns import utf8
 from ingot.pipelines.sections import Tokens
 from ingot.pipelines.store import Store
-from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer
+from ingot.pipelines.tokenizer import SPECIAL, TextEncoder, load_tokenizer
 from ingot.pipelines.units import Unit, Workspace
 
 if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "held-out")
 
 
@@ -74,15 +74,32 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
         "train_tokens": counts["train"],
         "held_out_tokens": counts["held-out"],
         "bytes_per_token": text / (sum(counts.values()) - documents),
+        "bytes_per_token_by_source": _by_source(records),
+        "unused_tokens": encoder.vocabulary - len(SPECIAL) - _used(records),
     }
     return Outcome(files, metrics)
+
+
+def _by_source(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, list[int]] = {}
+    for record in records:
+        for name, (text, tokens) in record["by_source"].items():
+            before = found.setdefault(name, [0, 0])
+            found[name] = [before[0] + text, before[1] + tokens]
+    return {name: text / max(1, tokens) for name, (text, tokens) in sorted(found.items())}
+
+
+def _used(records: Sequence[Mapping[str, Any]]) -> int:
+    """How many ids occur anywhere."""
+    masks = [np.frombuffer(bytes.fromhex(record["used"]), np.uint8) for record in records]
+    return int(np.unpackbits(np.bitwise_or.reduce(masks)).sum())
 
 
 def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     import pyarrow
     import pyarrow.compute
 
-    documents = read_table(store, File.from_json(body["documents"]), "documents", ["id", "text"])
+    documents = read_table(store, File.from_json(body["documents"]), "documents", ["id", "text", "source"])
     kept = read_table(store, File.from_json(body["kept"]), "kept", ["id"])
     documents = documents.filter(
         pyarrow.compute.is_in(documents["id"], value_set=kept["id"].combine_chunks())
@@ -93,7 +110,9 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     ids, places = encoder.encode_utf8(data, offsets)
     tokens = np.diff(places)
     ended = np.full(len(ids) + len(tokens), encoder.end_of_text, dtype)
-    ended[np.arange(len(ids)) + np.repeat(np.arange(len(tokens)), tokens)] = ids
+    text = np.ones(len(ended), bool)
+    text[places[1:] + np.arange(len(tokens))] = False  # the end of text that follows each document
+    ended[text] = ids
     names = documents["id"].to_pylist()
     held = np.array([held_out(name, body["held_out"]) for name in names], bool)
     offset = np.zeros(len(names), np.int64)
@@ -113,11 +132,21 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
             "bytes": np.diff(offsets),
         }
     )
+    sources = documents["source"].combine_chunks().dictionary_encode()
+    by_source = {
+        name: [int(np.diff(offsets)[own].sum()), int(tokens[own].sum())]
+        for number, name in enumerate(sources.dictionary.to_pylist())
+        if (own := sources.indices.to_numpy() == number).any()
+    }
+    used = np.zeros(encoder.vocabulary, bool)
+    used[ids] = True
     return {
         **shards,
         "index": put_table(store, index).to_json(),
         "documents": len(names),
         "bytes": int(offsets[-1] - offsets[0]),
+        "by_source": by_source,
+        "used": np.packbits(used).tobytes().hex(),  # a bit for each id that occurs
     }
 
 

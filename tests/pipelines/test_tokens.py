@@ -11,7 +11,7 @@ import pytest
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.store import LocalStore
-from ingot.pipelines.tokenizer import load_tokenizer
+from ingot.pipelines.tokenizer import SPECIAL, load_tokenizer
 from ingot.pipelines.tokens import held_out
 
 SETTINGS = {"held_out": 0.2}
@@ -92,6 +92,27 @@ def test_the_figures_add_up(tokens: Artifact, index: list[dict[str, Any]]) -> No
     assert metrics["documents"] == len(index)
     text = sum(row["bytes"] for row in index)
     assert metrics["bytes_per_token"] == pytest.approx(text / sum(row["tokens"] for row in index))
+
+
+def test_what_no_text_used_and_what_each_source_takes_is_told(
+    tokens: Artifact, index: list[dict[str, Any]], small_path: Any
+) -> None:
+    meta = tokens.json("meta.json")
+    used = {
+        int(id) for split in meta["shards"].values() for name, _ in split for id in set(shard(tokens, name))
+    }
+    words = meta["vocabulary"] - len(SPECIAL)
+    assert tokens.metrics["unused_tokens"] == words - len(used - {meta["end_of_text"]})
+    sources = {
+        row["id"]: row["source"]
+        for name in small_path.corpus.names("documents/")
+        for row in small_path.corpus.table(name, ["id", "source"]).to_pylist()
+    }
+    found = tokens.metrics["bytes_per_token_by_source"]
+    assert found.keys() == {sources[row["id"]] for row in index}
+    for source, figure in found.items():
+        own = [row for row in index if sources[row["id"]] == source]
+        assert figure == sum(row["bytes"] for row in own) / sum(row["tokens"] for row in own)
 
 
 def test_the_digest_is_the_same_on_one_worker(
