@@ -1,6 +1,6 @@
 """Byte-level BPE, from the UTF-8 bytes of a column of texts to token ids, without a Python object per text.
 
-A text is cut into pieces as GPT-4's pattern cuts it (`tokenizer.PATTERN`), here by hand: one pass, no engine
+A text is cut into pieces as GPT-4's pattern cuts it (`tokenizer.pattern`), here by hand: one pass, no engine
 of regular expressions that could go back and back. Each piece's bytes are merged, the pair that was learned
 first before all others and of equal ones the leftmost. Most pieces of a text were seen before, so a table
 keeps what each became. The ids are those of `tokenizers` for the same file.
@@ -37,9 +37,10 @@ _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 class ByteLevelBpe:
     """An encoder for the tokenizer that `serialized` (tokenizer.json) describes. `tokens` are the bytes of
-    each id, empty for a special token."""
+    each id, empty for a special token; a piece has at most `digits` of a number."""
 
-    def __init__(self, serialized: str, tokens: list[bytes]) -> None:
+    def __init__(self, serialized: str, tokens: list[bytes], digits: int) -> None:
+        self._digits = digits
         ids = {token: number for number, token in enumerate(tokens) if token}
         body = json.loads(serialized)["model"]
         letters = body["vocab"]
@@ -67,6 +68,7 @@ class ByteLevelBpe:
                 data,
                 offsets,
                 self._classes,
+                self._digits,
                 self._bytes,
                 self._pairs,
                 self._merges,
@@ -107,6 +109,7 @@ def _encode(
     data: Bytes,
     offsets: Offsets,
     classes: Bytes,
+    most_digits: int,
     byte_ids: Offsets,
     pairs: npt.NDArray[np.uint64],
     merges: Offsets,
@@ -124,7 +127,7 @@ def _encode(
     for document in range(len(offsets) - 1):
         position, stop = offsets[document], offsets[document + 1]
         while position < stop:
-            end = _piece_end(data, position, stop, classes)
+            end = _piece_end(data, position, stop, classes, most_digits)
             if end - position > _LONGEST:
                 count += _merge(data, position, end, byte_ids, pairs, merges, symbols, ranks, ids[count:])
                 position = end
@@ -169,7 +172,7 @@ def _encode(
 
 
 @compiled
-def _piece_end(data: Bytes, position: int, stop: int, classes: Bytes) -> int:
+def _piece_end(data: Bytes, position: int, stop: int, classes: Bytes, most_digits: int) -> int:
     """Where the piece that begins at `position` ends: the alternatives of the pattern, in their order."""
     first, width = _class_at(data, position, classes)
     if data[position] == 39:  # an apostrophe
@@ -180,7 +183,7 @@ def _piece_end(data: Bytes, position: int, stop: int, classes: Bytes) -> int:
         return _run_end(data, position + width, stop, classes, _LETTER)
     if first == _NUMBER:
         end, digits = position + width, 1
-        while end < stop and digits < 3:
+        while end < stop and digits < most_digits:
             found, width = _class_at(data, end, classes)
             if found != _NUMBER:
                 break

@@ -28,6 +28,7 @@ def how(default: Any = ..., **bounds: Any) -> Any:
 MOST_SEED = 2**32 - 1
 MOST_SNAPSHOT, MOST_SOURCES = 4095, 256  # what fits into a document's rank
 MOST_BANDS = 64
+MOST_DIGITS = 9
 Workers = int | tuple[int, int]  # so many, or the least and the most
 
 
@@ -162,6 +163,7 @@ class Tokenizer(Section):
     """A byte-level BPE, trained on a deterministic sample of what is left."""
 
     vocabulary: int = what(4096, ge=300)
+    digits: int = what(3, ge=1, le=MOST_DIGITS)  # of a number, in one token at most
     sample_bytes: int = what(10_000_000, ge=1)
     seed: int = what(1, ge=0, le=MOST_SEED)
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, File, put_file, put_table, read_table
-from ingot.pipelines.sections import Tokenizer
+from ingot.pipelines.sections import MOST_DIGITS, Tokenizer
 from ingot.pipelines.store import Store
 from ingot.pipelines.units import Unit, Workspace
 
@@ -38,13 +39,6 @@ END_OF_TEXT, SYSTEM, USER, ASSISTANT, STOP = (
 )
 SPECIAL = (END_OF_TEXT, SYSTEM, USER, ASSISTANT, STOP)
 
-# GPT-4's pattern without its possessive quantifiers: contractions, words with one leading sign, numbers of up
-# to three digits, runs of signs, line ends, other spaces (with the last one left to the word that follows).
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 # `generation` marks what the assistant says, its stop token included: the span that fine-tuning learns.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -58,6 +52,30 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+def pattern(digits: int) -> str:
+    """GPT-4's pattern without its possessive quantifiers: contractions, words with one leading sign, numbers
+    of up to `digits` digits, runs of signs, line ends, other spaces (with the last one left to the word that
+    follows)."""
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+        rf"|\p{{N}}{{1,{digits}}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+def digits_of(serialized: str) -> int:
+    """Of a number, in a piece. Raises IngotError for a tokenizer that cuts text in another way."""
+    body = json.loads(serialized)
+    parts = (body.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    found = parts[0].get("pattern", {}).get("Regex")
+    for digits in range(1, MOST_DIGITS + 1):
+        if found == pattern(digits):
+            return digits
+    raise IngotError(
+        "tokenizer.json: it cuts text in a way that is not Ingot's; take one that a tokenizer stage made"
+    )
 
 
 class TextEncoder:
@@ -109,7 +127,7 @@ class TextEncoder:
     def _bpe(self) -> ByteLevelBpe:
         from ingot.pipelines.bpe import ByteLevelBpe  # brings numba, which only who encodes waits for
 
-        return ByteLevelBpe(self._serialized, self.bytes_of)
+        return ByteLevelBpe(self._serialized, self.bytes_of, digits_of(self._serialized))
 
     @cached_property
     def bytes_of(self) -> list[bytes]:
@@ -194,7 +212,7 @@ def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
             break
         texts.append(text)
         used += len(text.encode())
-    tokenizer = train_bpe(texts, body["vocabulary"])
+    tokenizer = train_bpe(texts, body["vocabulary"], body["digits"])
     files = _files(tokenizer)
     return {
         "files": {name: put_file(store, data).to_json() for name, data in files.items()},
@@ -204,15 +222,15 @@ def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def train_bpe(texts: Sequence[str], vocabulary: int) -> tokenizers.Tokenizer:
-    """A tokenizer of so many tokens, `SPECIAL` first."""
+def train_bpe(texts: Sequence[str], vocabulary: int, digits: int = 3) -> tokenizers.Tokenizer:
+    """A tokenizer of so many tokens, `SPECIAL` first, with so many digits of a number in a token at most."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(pattern(digits)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -12,8 +12,9 @@ import pytest
 import tokenizers
 from unicode_of_tokenizers import ranges_of
 
+from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact
-from ingot.pipelines.tokenizer import SPECIAL, TextEncoder, load_tokenizer
+from ingot.pipelines.tokenizer import SPECIAL, TextEncoder, digits_of, load_tokenizer, train_bpe
 from ingot.pipelines.unicode_classes import LETTERS, NUMBERS, SPACES
 
 
@@ -134,6 +135,26 @@ def test_so_are_those_of_all_that_was_installed(encoder: TextEncoder, small_path
     assert encoder.encode_batch(texts) == [
         theirs.encode(text, add_special_tokens=False).ids for text in texts
     ]
+
+
+@pytest.mark.parametrize("digits", [1, 2, 9])
+def test_a_number_has_as_many_digits_in_a_token_as_asked(digits: int) -> None:
+    draw = random.Random(digits)
+    texts = ["".join(draw.choices("0123456789 a,٣Ⅳ\n", k=200)) for _ in range(300)] + ["123456789" * 500]
+    theirs = train_bpe(texts, 600, digits)
+    ours = TextEncoder(theirs.to_str())
+    assert ours.encode_batch(texts) == [encoding.ids for encoding in theirs.encode_batch(texts)]
+    assert max(sum(map(str.isnumeric, ours.decode([id]))) for id in range(ours.vocabulary)) == digits
+
+
+def test_a_tokenizer_that_cuts_otherwise_is_refused() -> None:
+    other = tokenizers.Tokenizer(tokenizers.models.BPE())
+    other.add_special_tokens(list(SPECIAL))
+    for cut in (None, tokenizers.pre_tokenizers.Whitespace()):
+        if cut is not None:
+            other.pre_tokenizer = cut
+        with pytest.raises(IngotError, match=r"^tokenizer\.json: it cuts text in a way that is not Ingot's"):
+            digits_of(other.to_str())
 
 
 def test_a_table_of_pieces_that_is_full_begins_anew(encoder: TextEncoder) -> None:
