@@ -4,7 +4,13 @@
 
 One part so far: text → token ids, of documentation and sources of the installed packages, with a vocabulary
 trained on them, in turns with `tokenizers`' own `encode_batch` on the same cores; that both give the same ids
-is checked first. The last line is one JSON object with all figures.
+is checked first.
+
+Notes. tiktoken with the same merges is about four times as fast as `tokenizers`, but its engine of regular
+expressions panics on a million spaces. Here the pattern is cut by hand; that pieces are kept with their ids
+gives most, as a text is mostly words that were seen before.
+
+The last line is one JSON object with all figures.
 """
 
 from __future__ import annotations
