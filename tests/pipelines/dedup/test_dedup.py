@@ -276,14 +276,13 @@ def test_the_digest_knows_nothing_of_workers_partitions_or_order(tmp_path: Path,
     assert other.digest == planted.result.digest
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "random"])
 def test_nor_of_a_cluster_of_four_and_the_hash_seed_of_its_processes(
-    tmp_path: Path, planted: Planted, hash_seed: str
+    tmp_path: Path, planted: Planted
 ) -> None:
     store = LocalStore(str(tmp_path))
     corpus = make_corpus(store, planted.texts, files=4, key="planted")
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    env |= {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {"PYTHONHASHSEED": "random", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, DRIVER, store.uri, corpus.key, "4"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
