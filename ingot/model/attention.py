@@ -25,23 +25,35 @@ def installed_flash_attention() -> Callable[..., Tensor | tuple[Tensor, ...]] | 
 flash_attention = installed_flash_attention()
 
 
-def causal_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor) -> Tensor:
-    """Each query attends to the keys up to its own position; returns BTHE.
+def visible(documents_BT: Tensor) -> Tensor:
+    """Whether the query at a position may attend to the key at another, (B, 1, T queries, T keys): when it
+    comes no later and belongs to the same document."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def causal_attention(
+    q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, visible_B1TT: Tensor | None = None
+) -> Tensor:
+    """Each query attends to the keys up to its own position, of its own document; returns BTHE.
 
     B rows, T queries, S keys, H query heads, K key-value heads (K divides H), E head width. The T queries
     stand at the end of the S positions: either there are as many (a whole row), or there is one, the next
-    token of a row whose earlier keys were kept.
+    token of a row whose earlier keys were kept. `visible_B1TT` is `visible` of the documents that the rows
+    are packed from; without it a row is one document.
     """
     T, S = q_BTHE.shape[1], k_BSKE.shape[1]
     assert T in (1, S), f"{T} queries for {S} keys: the causal mask would be cut at the wrong corner"
-    if flash_attention is not None and q_BTHE.is_cuda and q_BTHE.dtype in (torch.bfloat16, torch.float16):
+    half_on_gpu = q_BTHE.is_cuda and q_BTHE.dtype in (torch.bfloat16, torch.float16)
+    if flash_attention is not None and half_on_gpu and visible_B1TT is None:
         output = flash_attention(q_BTHE, k_BSKE, v_BSKE, causal=True)
         return output[0] if isinstance(output, tuple) else output  # early releases of 3 add the log-sums
     output_BHTE = F.scaled_dot_product_attention(
         q_BTHE.transpose(1, 2),
         k_BSKE.transpose(1, 2),
         v_BSKE.transpose(1, 2),
-        is_causal=T == S,
+        attn_mask=visible_B1TT,
+        is_causal=T == S and visible_B1TT is None,
         enable_gqa=q_BTHE.shape[2] != k_BSKE.shape[2],
     )
     return output_BHTE.transpose(1, 2)

@@ -33,6 +33,11 @@ class Batch:
 
     tokens_BT: Tensor
     targets_BT: Tensor
+    documents_BT: Tensor | None = field(default=None, kw_only=True)
+    """For rows that are packed from several documents: int32, the number of the document within its row,
+    from 0 and never falling along the row. Positions with equal numbers may attend to each other, and
+    positions are counted anew where the number changes. Padding at a row's end has a number of its own. None:
+    each row is one document."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ Objective = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tenso
 
 def language_model_objective(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Next-token prediction; the weight is the number of targets that count."""
-    return model(batch.tokens_BT, batch.targets_BT).sum(), (batch.targets_BT != IGNORED).sum(), {}
+    nll_BT = model(batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT)
+    return nll_BT.sum(), (batch.targets_BT != IGNORED).sum(), {}
 
 
 def preference_objective(beta: float, average: bool = False, label_smoothing: float = 0.0) -> Objective:
@@ -79,7 +85,8 @@ def preference_objective(beta: float, average: bool = False, label_smoothing: fl
 
     def objective(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert isinstance(batch, PreferenceBatch)
-        logprobs, tokens = row_logprobs(model(batch.tokens_BT, batch.targets_BT), batch.targets_BT)
+        nll_BT = model(batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT)
+        logprobs, tokens = row_logprobs(nll_BT, batch.targets_BT)
         (chosen, rejected), (chosen_tokens, rejected_tokens) = logprobs.chunk(2), tokens.chunk(2)
         real = (chosen_tokens > 0) & (rejected_tokens > 0)
         losses, chosen_rewards, rejected_rewards = dpo_loss(

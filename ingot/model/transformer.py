@@ -11,6 +11,8 @@ What is notable:
   used, and without ever holding all logits (losses.py)
 - a row needs no padding mask: attention looks back only, so what is padded on the right changes nothing
   to its left
+- a row may be packed from several documents: then attention ends at their boundaries and positions begin
+  anew there, so that each gives what it would give in a row of its own
 
 Shapes stand in suffixes: B rows, T positions of a row, D width, H query heads, K key-value heads, E width
 of a head, F width inside the feed-forward network, V vocabulary.
@@ -25,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ingot.model.attention import causal_attention
+from ingot.model.attention import causal_attention, visible
 from ingot.model.config import ModelConfig
 from ingot.model.losses import cross_entropy
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each of shape (T, 1, E / 2)."""
+"""Cosines and sines, each of shape (T, 1, E / 2), or (B, T, 1, E / 2) where rows differ in positions."""
 
 
 class Linear(nn.Linear):
@@ -55,10 +57,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 
 
-def rotation(positions_T: Tensor, head_width: int, theta: float) -> Rotation:
-    """The angles by which the pairs of a head turn at each position, as cosines and sines in fp32."""
-    exponents = torch.arange(0, head_width, 2, device=positions_T.device, dtype=torch.float32) / head_width
-    angles = positions_T.float()[:, None, None] * theta**-exponents
+def positions_in_documents(documents_BT: Tensor) -> Tensor:
+    """Each position counted from the beginning of its document; BT."""
+    positions_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    begins_BT = F.pad(documents_BT.diff(dim=1) != 0, (1, 0))
+    return positions_T - (begins_BT * positions_T).cummax(dim=1).values
+
+
+def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
+    """The angles by which the pairs of a head turn at each position (T or BT), as cosines and sines in
+    fp32."""
+    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
+    angles = positions.float()[..., None, None] * theta**-exponents
     return angles.cos(), angles.sin()
 
 
@@ -94,14 +104,16 @@ class Attention(nn.Module):
         self.value = Linear(config.width, config.kv_heads * config.head_width)
         self.output = Linear(config.heads * config.head_width, config.width)
 
-    def forward(self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None, visible_B1TT: Tensor | None
+    ) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self.head_width)
         q_BTHE = rotate(self.query(x_BTD).view(heads), by)
         k_BTKE = rotate(self.key(x_BTD).view(heads), by)
         v_BTKE = self.value(x_BTD).view(heads)
         if cache is not None:
             k_BTKE, v_BTKE = cache.append(k_BTKE, v_BTKE)
-        return self.output(causal_attention(q_BTHE, k_BTKE, v_BTKE).flatten(2))
+        return self.output(causal_attention(q_BTHE, k_BTKE, v_BTKE, visible_B1TT).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -123,8 +135,14 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), by, cache)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        by: Rotation,
+        cache: KeyValueCache | None = None,
+        visible_B1TT: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), by, cache, visible_B1TT)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -147,21 +165,32 @@ class Transformer(nn.Module):
             self.head = Linear(config.width, config.vocabulary)
 
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, caches: list[KeyValueCache] | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        caches: list[KeyValueCache] | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Runs the model over rows of tokens.
 
         Without `targets_BT`: the logits of each next token, BTV in fp32. With it (the token that should
         come next at each position, or -100 where none counts): each target's negative log-likelihood in
         nats, BT in fp32, 0 where none counts. `caches`, one a block, hold earlier positions of the rows;
-        the tokens given come after them.
+        the tokens given come after them. `documents_BT` numbers the documents that rows are packed from (see
+        `step.Batch`): each token sees its own document alone, as if that stood in a row of its own.
         """
-        start = caches[0].length if caches else 0
-        positions_T = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
-        by = rotation(positions_T, self.config.head_width, self.config.rope_theta)
+        if documents_BT is None:
+            start = caches[0].length if caches else 0
+            positions = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+            visible_B1TT = None
+        else:
+            assert not caches, "rows that are generated hold one document each"
+            positions = positions_in_documents(documents_BT)
+            visible_B1TT = visible(documents_BT)
+        by = rotation(positions, self.config.head_width, self.config.rope_theta)
         x_BTD = self.embedding(tokens_BT).to(self.compute_dtype)
         for index, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, by, caches[index] if caches else None)
+            x_BTD = block(x_BTD, by, caches[index] if caches else None, visible_B1TT)
         x_BTD = self.norm(x_BTD)
         weight_VD = self.embedding.weight if self.config.tied else self.head.weight
         if targets_BT is None:

@@ -1,0 +1,58 @@
+"""Packed rows: several documents in one row give what each gives in a row of its own."""
+
+import pytest
+import torch
+
+from ingot.model import IGNORED, Batch, Transformer
+
+LENGTHS = [[1, 1, 9, 2, 3], [16], [7, 8, 1]]  # of the documents in each row of 16
+
+
+def pack(config, lengths=LENGTHS) -> Batch:
+    """Each document's last target does not count: what follows it in the row is another document."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocabulary, (len(lengths), sum(lengths[0])), generator=generator)
+    targets = torch.full_like(tokens, IGNORED)
+    for row, documents in enumerate(lengths):
+        for part in torch.arange(tokens.shape[1]).split(documents):
+            targets[row, part[:-1]] = tokens[row, part[1:]]
+    numbers = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
+    return Batch(tokens, targets, documents_BT=torch.stack(numbers).int())
+
+
+def pad(packed: Batch) -> tuple[Batch, torch.Tensor]:
+    """A row for each document, and where the places of the packed rows, in order, lie among them."""
+    starts = packed.documents_BT.diff(dim=1, prepend=torch.full((len(packed.documents_BT), 1), -1)) != 0
+    places = starts.flatten().nonzero().flatten().tolist()
+    lengths = torch.tensor([*places, packed.tokens_BT.numel()]).diff().tolist()
+    tokens, targets = (
+        torch.nn.utils.rnn.pad_sequence(rows.flatten().split(lengths), True, padding_value=value)
+        for rows, value in ((packed.tokens_BT, 0), (packed.targets_BT, IGNORED))
+    )
+    real = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
+    return Batch(tokens, targets), real
+
+
+def gradients(model: Transformer, batch: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_packed_rows_give_the_logits_and_gradients_of_a_row_for_each_document(model, config):
+    packed = pack(config)
+    padded, real = pad(packed)
+    logits = model(packed.tokens_BT, documents_BT=packed.documents_BT)
+    torch.testing.assert_close(logits.flatten(0, 1), model(padded.tokens_BT)[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradients(model, packed), gradients(model, padded), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_what_stands_in_one_document_changes_nothing_in_the_others(model, config, changed):
+    packed = pack(config)
+    own = packed.documents_BT[0] == changed
+    tokens = packed.tokens_BT.clone()
+    tokens[0, own] = (tokens[0, own] + 1) % config.vocabulary
+    before, after = (model(rows, documents_BT=packed.documents_BT)[0] for rows in (packed.tokens_BT, tokens))
+    assert torch.equal(before[~own], after[~own])
+    assert not torch.isclose(before[own], after[own]).all(dim=-1).any()
