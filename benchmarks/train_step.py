@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -27,18 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ingot.model import PRESETS, Batch, ModelConfig, TrainState, Transformer, adamw, parallelize, train_step
-
-# Dense bf16 FLOPs a second, from NVIDIA's data sheets; the first name that the device's contains counts.
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-}
-
-PRODUCTS = 20  # of matrices, to find the peak of a device without a data sheet
+from ingot.model.device import peak_flops, peak_memory, synchronize
 
 STATE_BYTES = 16
 """Memory of a parameter in training: its fp32 value, its gradient and AdamW's two moments."""
@@ -72,7 +60,7 @@ def main() -> None:
     device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    peak, peak_source = device_peak(device, options.precision)
+    peak, peak_source = peak_flops(device, options.precision)
     print(f"{machine(device)['device']}: {peak / 1e12:.4g} TFLOP/s at most, {peak_source}")
     figures: dict[str, float] = {"peak_flops_per_second": peak}
     for name in [options.model] if options.model else PRESETS:
@@ -247,32 +235,6 @@ def mode(options: argparse.Namespace) -> str:
     return f"{options.precision}, {compiled}, activation checkpointing: {options.checkpointing}"
 
 
-def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
-    """FLOPs a second that the device can do at most, and where the number is from."""
-    if device.type == "cuda" and precision == "bf16":
-        name = torch.cuda.get_device_name(device)
-        for part, flops in PEAKS.items():
-            if part in name:
-                return flops, f"dense {precision}, by NVIDIA's data sheet"
-    size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(PRODUCTS):
-        synchronize(device)
-        started = time.perf_counter()
-        matrix @ matrix
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    source = f"measured: the best of {PRODUCTS} products of {size} x {size} {precision} matrices"
-    return 2 * size**3 / best, source
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def available_memory(device: torch.device) -> int:
     """Bytes that may be allocated now: on the GPU, or in this machine's memory and this container's limit."""
     if device.type == "cuda":
@@ -286,13 +248,6 @@ def available_memory(device: torch.device) -> int:
     if limit.exists() and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
     return available
-
-
-def peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine(device: torch.device) -> dict[str, Any]:
