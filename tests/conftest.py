@@ -46,7 +46,7 @@ class Recorder:
     def advance(self, count: int = 1, **figures: float) -> None:
         self.told.append(("advance", count))
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, cut: bool = False) -> None:
         self.told.append(("say", line))
 
 

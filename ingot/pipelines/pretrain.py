@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.sections import Pretrain
-from ingot.pipelines.tokenizer import load_tokenizer
+from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer
 from ingot.pipelines.training.evaluation import held_out_samples, unigram_bits_per_byte
-from ingot.pipelines.training.job import Job, Part, SpecialTokens
+from ingot.pipelines.training.job import Job, Part, Prompts, SpecialTokens
 from ingot.pipelines.training.launch import train
 from ingot.pipelines.units import Workspace
 
@@ -44,5 +44,15 @@ def pretraining(section: Pretrain, tokens: Artifact, tokenizer: Artifact) -> Job
         model=asdict(section.model.config(encoder.vocabulary)),
         dataset=Part("ingot.pipelines.training.tokens:TokenDataset", training),
         evaluation=Part("ingot.pipelines.training.evaluation:bits_per_byte", evaluation),
+        evaluate_every=section.evaluate_every,
+        samples=prompts(section, tokenizer, encoder),
         special=SpecialTokens(encoder.end_of_text, (encoder.end_of_text, encoder.stop), encoder.end_of_text),
     )
+
+
+def prompts(section: Pretrain, tokenizer: Artifact, encoder: TextEncoder) -> Prompts | None:
+    """What the model is asked to go on with; a document begins after an end-of-text, and so does a prompt."""
+    if not section.prompts:
+        return None
+    ids = tuple((encoder.end_of_text, *ids) for ids in encoder.encode_batch(section.prompts))
+    return Prompts(tokenizer.key, ids, section.sample_tokens)

@@ -7,6 +7,7 @@ else changes."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -145,7 +146,7 @@ class Dedup(Section):
             raise ValueError(f"{given} without {other}; add {other}: {rest}, or leave out both")
         if self.bands and self.rows and self.bands * self.rows != self.permutations:
             product = self.bands * self.rows
-            bands = _nearest_divisor(self.bands, self.permutations)
+            bands = _nearest_divisor(self.bands, self.permutations, MOST_BANDS)
             raise ValueError(
                 f"bands {self.bands} x rows {self.rows} are {product} permutations, not {self.permutations}; "
                 f"nearest: bands {bands} and rows {self.permutations // bands}, or permutations {product}"
@@ -153,10 +154,10 @@ class Dedup(Section):
         return self
 
 
-def _nearest_divisor(bands: int, permutations: int) -> int:
-    """Of the permutations, for a number of bands."""
-    divisors = [count for count in range(1, MOST_BANDS + 1) if permutations % count == 0]
-    return min(divisors, key=lambda count: abs(count - bands))
+def _nearest_divisor(number: int, of: int, most: int | None = None) -> int:
+    """Of a whole number, and at most `most`."""
+    divisors = [count for count in range(1, (most or of) + 1) if of % count == 0]
+    return min(divisors, key=lambda count: abs(count - number))
 
 
 class Tokenizer(Section):
@@ -259,16 +260,28 @@ class Training(Section):
     def _replicas_divide(self) -> Training:
         for workers in (self.least_workers, self.most_workers):
             if workers % self.replicas:
-                raise ValueError(f"replicas {self.replicas} does not divide workers ({workers})")
+                nearest = _nearest_divisor(self.replicas, math.gcd(self.least_workers, self.most_workers))
+                raise ValueError(
+                    f"replicas {self.replicas} does not divide workers ({workers}), and each replica of the "
+                    f"model is sharded over as many; nearest: {nearest}"
+                )
         return self
 
 
-class Pretrain(Training):
+class Measured(Training):
+    """A training whose model is measured on what was held out, before, meanwhile and after."""
+
+    evaluate_every: int = how(1000, ge=1)  # steps; a checkpoint is saved first
+    sample_tokens: int = how(32, ge=1)  # that follow each prompt, at each evaluation
+
+
+class Pretrain(Measured):
     """Token shards → a model."""
 
     model: Model = what(default_factory=Model)
     batch_tokens: int = what(8192, ge=2)
     evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
+    prompts: list[str] = how(["def ", "import ", "class "])  # that the model goes on with at each evaluation
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Pretrain:
@@ -287,7 +300,7 @@ class Pretrain(Training):
         return self
 
 
-class Sft(Training):
+class Sft(Measured):
     """Conversations made from the corpus → a model that answers."""
 
     batch_conversations: int = what(32, ge=1)

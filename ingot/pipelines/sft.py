@@ -18,7 +18,7 @@ from ingot.pipelines.sections import Sft
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.dataset import shares
-from ingot.pipelines.training.job import Job, Part, SpecialTokens
+from ingot.pipelines.training.job import Job, Part, Prompts, SpecialTokens
 from ingot.pipelines.training.launch import train
 from ingot.pipelines.units import Workspace
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 HELD_OUT = 256  # conversations that the loss before and after is measured on, at most
+SAMPLES = 3  # of those, what the model answers is shown
 
 
 def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> Outcome:
@@ -57,12 +58,15 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
         "rows": section.batch_conversations,
         "seed": section.seed,
     }
+    asked = tuple(map(tuple, held_out["prompt"].to_pylist()[:SAMPLES]))
     job = Job(
         initial=checkpoint.key,
         dataset=Part("ingot.pipelines.conversations:ConversationDataset", dataset),
         evaluation=Part(
             "ingot.pipelines.sft:held_out_loss", {"conversations": put_table(store, held_out).to_json()}
         ),
+        evaluate_every=section.evaluate_every,
+        samples=Prompts(tokenizer.key, asked, section.sample_tokens),
         special=SpecialTokens(encoder.end_of_text, (encoder.end_of_text, encoder.stop), encoder.end_of_text),
     )
     trained = train(workspace, section, job)

@@ -48,8 +48,8 @@ class Progress(Protocol):
     def advance(self, count: int = 1, **figures: float) -> None:
         """`count` more are done; `figures` are running totals worth showing, such as bytes=…"""
 
-    def say(self, line: str) -> None:
-        """One line that stays."""
+    def say(self, line: str, cut: bool = False) -> None:
+        """One line that stays; `cut` to the width there is, where more would be too much."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job, SpecialTokens
 from ingot.pipelines.training.state import copy_whole, part_of, whole_tensor
 
+PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
+
 
 def build(store: Store, job: Job, section: Training, group: Group) -> tuple[TrainState, Place]:
     """The state before the first step, and which part of it is this worker's. Several workers shard the
@@ -34,8 +36,7 @@ def build(store: Store, job: Job, section: Training, group: Group) -> tuple[Trai
     mesh = data_mesh(group.device.type, section.replicas) if group.world > 1 else None
     with torch.device("meta"):  # no worker ever holds the whole model
         model = Transformer(config)
-    precisions: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
-    parallelize(model, mesh, precisions[section.precision], section.compile, section.checkpointing)
+    parallelize(model, mesh, PRECISIONS[section.precision], section.compile, section.checkpointing)
     model.to_empty(device=group.device)
     if weights:
         for name, parameter in model.named_parameters():

@@ -1,8 +1,14 @@
-"""Measuring a model on held-out text: bits per byte, which no tokenizer flatters."""
+"""Measuring a model while it is trained: bits per byte of held-out text, which no tokenizer flatters, and
+what it writes after fixed prompts.
+
+Each evaluation of a training leaves one JSON line in the store, `<key>/evaluation/<step>.jsonl`, which is
+created once: what was measured is not measured again after a resume."""
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,12 +17,13 @@ import numpy as np
 from ingot.pipelines.artifact import Artifact, load
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import load_tokenizer
-from ingot.pipelines.training.dataset import shares
+from ingot.pipelines.training.dataset import load_by_name, shares
 from ingot.pipelines.training.tokens import Samples, next_token_batch
 
 if TYPE_CHECKING:
     from ingot.model import Transformer
     from ingot.pipelines.training.group import Group
+    from ingot.pipelines.training.job import Job, Prompts
 
 
 class Evaluation(Protocol):
@@ -26,6 +33,68 @@ class Evaluation(Protocol):
     def __call__(
         self, model: Transformer, store: Store, spec: Mapping[str, Any], group: Group
     ) -> dict[str, float]: ...
+
+
+def evaluate(
+    job: Job, model: Transformer, store: Store, key: str, step: int, attempt: int, group: Group
+) -> bool:
+    """Measures the model after `step` steps of the training at `key`, on all workers together, if no attempt
+    has yet; whether it had to be done."""
+    assert job.evaluation is not None
+    record = _record(key, step)
+    # Agreed, as another run may finish between two workers' looks.
+    if group.agree(store.exists(record)):
+        return False
+    began = time.time()
+    measure: Evaluation = load_by_name(job.evaluation.name)
+    metrics = measure(model, store, job.evaluation.spec, group)
+    samples = write_samples(model, store, job.samples, group) if job.samples else []
+    if group.rank == 0:
+        line = {
+            "step": step,
+            "metrics": metrics,
+            "samples": samples,
+            "seconds": time.time() - began,
+            "attempt": attempt,
+            "at": time.time(),
+        }
+        store.create(record, (json.dumps(line) + "\n").encode())
+    group.agree(0)  # the record is there
+    return True
+
+
+def read_evaluation(store: Store, key: str, step: int) -> dict[str, Any]:
+    """What was measured after `step` steps. Raises ObjectMissing."""
+    line: dict[str, Any] = json.loads(store.read(_record(key, step)))
+    return line
+
+
+def read_evaluations(store: Store, key: str) -> list[dict[str, Any]]:
+    """The lines of all evaluations of the training at `key`, in the order of steps."""
+    names = sorted(store.list(f"{key}/evaluation/"))
+    return [json.loads(store.read(name)) for name in names]
+
+
+def _record(key: str, step: int) -> str:
+    return f"{key}/evaluation/{step:08d}.jsonl"
+
+
+def write_samples(model: Transformer, store: Store, prompts: Prompts, group: Group) -> list[dict[str, str]]:
+    """The likeliest continuation of each prompt, as texts: [{"prompt", "continuation"}…]. All workers go
+    through the same passes of the model, which may be sharded over them; rank 0's words count."""
+    from ingot.model import generate
+
+    tokenizer = load(store, prompts.tokenizer)
+    assert tokenizer is not None, prompts.tokenizer
+    encoder = load_tokenizer(tokenizer)
+    # No pass depends on what was written before: on unlike devices two workers may differ about a token.
+    written = generate(model, prompts.ids, new_tokens=prompts.new_tokens)
+    ends = (encoder.end_of_text, encoder.stop)
+    samples = []
+    for prompt, ids in zip(prompts.ids, written, strict=True):
+        end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        samples.append({"prompt": encoder.decode(prompt), "continuation": encoder.decode(ids[:end])})
+    return samples
 
 
 def held_out_samples(tokens: Artifact, context: int, at_most: int) -> np.ndarray:

@@ -28,6 +28,16 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Texts of at least one token, how many tokens are to follow, and the key of the artifact whose tokenizer
+    reads them."""
+
+    tokenizer: str
+    ids: tuple[tuple[int, ...], ...]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
 class Job:
     """What is trained on what.
 
@@ -35,7 +45,8 @@ class Job:
     objective: a function that is called with the spec's items as keywords and gives an
         `ingot.model.Objective`.
     evaluation: a function of the protocol `evaluation.Evaluation`, called on every worker with the model
-        before the first step and after the last, or None.
+        before the first step, after every `evaluate_every` steps and after the last, or None.
+    samples: what the model is asked to go on with at each evaluation, or None.
     model: the fields of a `ModelConfig`; None takes those of `initial`.
     initial: the key of a checkpoint artifact (a Hugging Face folder) whose weights training begins with;
         None draws them from the section's seed."""
@@ -46,6 +57,8 @@ class Job:
     initial: str | None = None
     objective: Part = Part("ingot.pipelines.training.job:next_token")
     evaluation: Part | None = None
+    evaluate_every: int | None = None
+    samples: Prompts | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,8 +67,11 @@ class Job:
     def from_json(body: Mapping[str, Any]) -> Job:
         parts = {name: Part(**body[name]) for name in ("dataset", "objective")}
         evaluation = Part(**body["evaluation"]) if body["evaluation"] else None
+        samples = body["samples"]
+        if samples:
+            samples = Prompts(**{**samples, "ids": tuple(map(tuple, samples["ids"]))})
         special = SpecialTokens(**{**body["special"], "eos": tuple(body["special"]["eos"])})
-        return Job(**{**body, **parts, "evaluation": evaluation, "special": special})
+        return Job(**{**body, **parts, "evaluation": evaluation, "samples": samples, "special": special})
 
 
 def next_token() -> Any:

@@ -23,9 +23,11 @@ from ingot.model import Batch, StepMetrics, learning_rate, train_step
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import Store
-from ingot.pipelines.training.build import build, export, sizes
+from ingot.pipelines.training.build import PRECISIONS, build, export, sizes
 from ingot.pipelines.training.checkpoint import CheckpointWriter, load_checkpoint, newest_step
 from ingot.pipelines.training.dataset import Share, load_by_name
+from ingot.pipelines.training.evaluation import evaluate, read_evaluation, read_evaluations
+from ingot.pipelines.training.figures import Figures, began, useful_seconds
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.log import StepLog, read_log
@@ -53,6 +55,7 @@ class Loop:
     ) -> None:
         self.store, self.key, self.job, self.section, self.group = store, key, job, section, group
         self.tell, self.room = tell, room
+        self.began = time.time()
         self.refuse_if_fenced = run.refuse_if_fenced if run else lambda: None
         self.dataset = load_by_name(job.dataset.name)(self.store, job.dataset.spec)
         self.objective = load_by_name(job.objective.name)(**job.objective.spec)
@@ -68,16 +71,12 @@ class Loop:
         keep = self.section.keep_checkpoints
         self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep, self.refuse_if_fenced)
         self._resume()
-        before = self._evaluate_once("before")
         self._train()
-        self.writer.wait()
-        self.group.agree(0)  # rank 0 is here when the last checkpoint is committed
-        after = self._evaluate_once("after")
+        self._evaluate()
         dtype = getattr(torch, self.section.precision)
         files = export(self.store, self.state.model, self.job.special, dtype, self.group)
         if self.group.rank == 0:
-            metrics = self._metrics() | _suffixed(before, "before") | _suffixed(after, "after")
-            record = {"files": files, "metrics": metrics}
+            record = {"files": files, "metrics": self._metrics()}
             self.refuse_if_fenced()
             self.store.create(f"{self.key}/trained.json", json.dumps(record).encode())
 
@@ -90,7 +89,7 @@ class Loop:
             "node": self.group.node,  # two nodes may share a host
             "pid": os.getpid(),
             "device": str(self.group.device),
-            "at": time.time(),
+            "at": self.began,
             **sizes(self.state.model),
         }
         number = 0
@@ -113,16 +112,23 @@ class Loop:
         self.state.step = self.group.agree(step)  # one worker may see a commit that another did not
         if self.state.step:
             load_checkpoint(self.store, self.key, self.state.step, self.state.model, self.state.optimizer)
+        self.figures = None
+        if self.group.rank:
+            return
+        precision, config = PRECISIONS[self.section.precision], self.state.model.config
+        self.figures = Figures(self.store, self.key, self.state.step, config, precision, self.group)
+        measured = [line["metrics"] for line in read_evaluations(self.store, self.key)]
         facts = {"attempt": self.attempt, "step": self.state.step, "workers": self.group.world}
-        self.tell({"kind": "begin", **facts})
+        self.tell({"kind": "begin", **facts, "measured": measured[-1] if measured else {}})
 
     def _train(self) -> None:
         steps, every = self.section.steps, self.section.checkpoint_every
-        window = Window()
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
             rows = reader.submit(self._read, self.state.step)
             while self.state.step < steps:
                 step = self.state.step
+                if self._evaluates(step):
+                    self._evaluate()
                 asked = time.perf_counter()
                 share = rows.result()
                 waited = time.perf_counter() - asked
@@ -130,15 +136,13 @@ class Loop:
                     rows = reader.submit(self._read, step + 1)
                 self.writer.check()
                 metrics = self._step(step, [self.group.here(batch) for batch in share.batches])
-                seconds = window.add(metrics.tokens, sum(batch.tokens_BT.numel() for batch in share.batches))
-                self._note(step, metrics, share, seconds=seconds, waited=waited)
+                self._note(step, metrics, share, waited=waited)
                 done = step + 1
                 self.tell({"kind": "step", "step": done})
-                if done % every == 0 or done == steps:
+                if done % every == 0 or done == steps or self._evaluates(done):
                     self._save()
                 if done % self.section.log_every == 0 or done == steps:
-                    self._report(step, share.batches[0].tokens_BT.shape[1], metrics, window)
-                    window.clear()
+                    self._report(step, metrics)
                 if self.room and done < steps and (room := self.group.agree(self.room())):
                     self._pause(room)
 
@@ -152,6 +156,8 @@ class Loop:
         self.tell({"kind": "paused", "step": self.state.step, "room": room})
         while self.group.agree(self.room()):
             time.sleep(PAUSE_SECONDS)
+        if self.figures:
+            self.figures.resume()
 
     def _read(self, step: int) -> Share:
         """This worker's rows of a step."""
@@ -185,7 +191,7 @@ class Loop:
     def _save(self) -> None:
         """Begins to save the state as it is. Everything but the tensors follows from the step, and is written
         down for those who read a checkpoint."""
-        step, section = self.state.step, self.section
+        step, section, asked = self.state.step, self.section, time.perf_counter()
         facts = {
             "optimizer": [
                 {name: value for name, value in parameters.items() if name != "params"}
@@ -200,16 +206,19 @@ class Loop:
         if self.group.rank:
             log = None  # the first worker's is everyone's
         self.writer.save(step, self.state.model, self.state.optimizer, facts, log)
+        if self.figures:
+            self.figures.pause(time.perf_counter() - asked)
 
-    def _note(self, step: int, metrics: StepMetrics, share: Share, *, seconds: float, waited: float) -> None:
+    def _note(self, step: int, metrics: StepMetrics, share: Share, *, waited: float) -> None:
+        positions = sum(batch.tokens_BT.numel() for batch in share.batches)
+        length = share.batches[0].tokens_BT.shape[1]
         line = {
             "step": step,
             "loss": metrics.loss,
             "gradient_norm": metrics.gradient_norm,
             "learning_rate": self._learning_rate(step),
             "tokens": metrics.tokens,
-            "seconds": seconds,  # since the step before, saving and waiting included
-            "seconds_waited": waited,  # for rows
+            **(self.figures.add(metrics.tokens, positions, length, waited) if self.figures else {}),
             "workers": self.group.world,
             "attempt": self.attempt,
             "at": time.time(),
@@ -217,35 +226,36 @@ class Loop:
         }
         self.log.add(line, share)
 
-    def _report(self, step: int, length: int, metrics: StepMetrics, window: Window) -> None:
-        flops = self.state.model.config.flops_per_token(length, causal=False)
+    def _report(self, step: int, metrics: StepMetrics) -> None:
+        if self.figures is None:
+            return
         message = {
             "kind": "report",
             "step": step + 1,
             "loss": metrics.loss,
             "learning_rate": self._learning_rate(step),
             "gradient_norm": metrics.gradient_norm,
-            "tokens_per_second": window.tokens / window.seconds,
-            # Work is done on prompts and padding too. The other workers' rows are as long as ours.
-            "flops_per_second": window.positions * self.group.world * flops / window.seconds,
-            "seconds_left": (self.section.steps - step - 1) * window.seconds / window.steps,
+            **self.figures.report(self.section.steps - step - 1),
         }
+        self.figures.clear()
         self.tell(message)
 
-    def _evaluate_once(self, when: str) -> dict[str, float]:
-        """The evaluation, or what an earlier attempt measured."""
+    def _evaluates(self, step: int) -> bool:
+        """Whether the model is measured before this step is taken, or when all are."""
+        every = self.job.evaluate_every
+        return self.job.evaluation is not None and (step == 0 or bool(every and step % every == 0))
+
+    def _evaluate(self) -> None:
+        """Measures the state as it is, when it is safe in the store: measuring takes memory of its own."""
+        self.writer.wait()
+        self.group.agree(0)  # rank 0 is here when the last checkpoint is committed
         if self.job.evaluation is None:
-            return {}
-        key = f"{self.key}/evaluation/{when}.json"
-        if not self.group.agree(self.store.exists(key)):
-            part = self.job.evaluation
-            measured = load_by_name(part.name)(self.state.model, self.store, part.spec, self.group)
-            if self.group.rank == 0:
-                self.store.create(key, json.dumps(measured).encode())
-                self.tell({"kind": "evaluation", "when": when, "metrics": measured})
-            self.group.agree(0)
-        metrics: dict[str, float] = json.loads(self.store.read(key))
-        return metrics
+            return
+        step = self.state.step
+        new = evaluate(self.job, self.state.model, self.store, self.key, step, self.attempt, self.group)
+        if self.figures and new:
+            self.tell({"kind": "evaluation", **read_evaluation(self.store, self.key, step)})
+            self.figures.resume()
 
     def _metrics(self) -> dict[str, Any]:
         lines = read_log(self.store, self.key)
@@ -259,30 +269,13 @@ class Loop:
             "loss_last": lines[-1]["loss"],
             "world_size": self.group.world,
             "attempts": self.attempt,
+            "goodput": useful_seconds(lines) / (time.time() - began(self.store, self.key)),
+            **self._measured(0, "before"),
+            **self._measured(self.section.steps, "after"),
         }
 
-
-class Window:
-    """The steps since the last report, and where the clock stands."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.clear()
-
-    def clear(self) -> None:
-        self.steps, self.tokens, self.positions, self.seconds = 0, 0, 0, 0.0
-
-    def add(self, tokens: int, positions: int) -> float:
-        """A step ended, with so many targets in all and so many positions here; the seconds since the one
-        before."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.steps += 1
-        self.tokens += tokens
-        self.positions += positions
-        self.seconds += seconds
-        return seconds
-
-
-def _suffixed(metrics: Mapping[str, float], when: str) -> dict[str, float]:
-    return {f"{name}_{when}": value for name, value in metrics.items()}
+    def _measured(self, step: int, when: str) -> dict[str, float]:
+        if self.job.evaluation is None:
+            return {}
+        metrics = read_evaluation(self.store, self.key, step)["metrics"]
+        return {f"{name}_{when}": value for name, value in metrics.items()}

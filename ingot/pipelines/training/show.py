@@ -7,6 +7,8 @@ from typing import Any
 
 from ingot.pipelines.units import Progress
 
+MOST_PROMPT = 40  # signs of a prompt's end that are shown before what follows it
+
 
 class Show:
     """Turns the workers' messages into progress. `repeated` is the number of steps that a group had taken
@@ -16,6 +18,7 @@ class Show:
         self.progress, self.steps, self.shown = progress, steps, 0
         self.taken: int | None = None  # steps, by the group that is at work or was the last one
         self.repeated = 0
+        self.measured: Mapping[str, float] = {}  # by the newest evaluation
         self.progress.step("train", steps, "steps")
 
     def __call__(self, message: Mapping[str, Any]) -> None:
@@ -23,16 +26,24 @@ class Show:
             self.taken = message["step"]
         elif message["kind"] == "report":
             figures = {name: value for name, value in message.items() if name not in ("kind", "step")}
-            self._advance(message["step"], figures)
+            self._advance(message["step"], {**self.measured, **figures})
         elif message["kind"] == "evaluation":
-            words = ", ".join(f"{name} {value:.4g}" for name, value in message["metrics"].items())
-            self.progress.say(f"  {message['when']} training: {words}".replace("_", " "))
+            self._evaluation(message)
         elif message["kind"] == "paused":
             self.progress.say(f"  room for {message['room']} workers: saved at step {message['step']}")
         else:
             self._begin(**message)
 
-    def _begin(self, kind: str, attempt: int, step: int, workers: int) -> None:
+    def _evaluation(self, message: Mapping[str, Any]) -> None:
+        self.measured = message["metrics"]
+        words = ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items()).replace("_", " ")
+        self.progress.say(f"  step {message['step']} of {self.steps}: {words}")
+        for sample in message["samples"]:
+            prompt, continuation = one_line(sample["prompt"])[-MOST_PROMPT:], one_line(sample["continuation"])
+            self.progress.say(f"    {prompt} → {continuation}", cut=True)
+
+    def _begin(self, kind: str, attempt: int, step: int, workers: int, measured: Mapping[str, float]) -> None:
+        self.measured = measured
         self._advance(step, {})
         words = ""
         if self.taken is not None:
@@ -50,3 +61,9 @@ class Show:
         self.shown += count
         if count or figures:
             self.progress.advance(count, **figures)
+
+
+def one_line(text: str) -> str:
+    """The text with what would break or disturb a line, such as an escape sequence, written as Python
+    writes it."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

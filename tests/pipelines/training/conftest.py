@@ -51,9 +51,9 @@ class SmallTraining:
     def section(self, **settings: Any) -> Pretrain:
         return Pretrain.model_validate(SECTION | settings)
 
-    def job(self, gate: str | None = None, gated_step: int = 12) -> Job:
+    def job(self, gate: str | None = None, gated_step: int = 12, **settings: Any) -> Job:
         """With a gate, the rows of one step come when this object exists."""
-        job = pretraining(self.section(), self.tokens, self.tokenizer)
+        job = pretraining(self.section(**settings), self.tokens, self.tokenizer)
         if gate is None:
             return job
         spec = {**job.dataset.spec, "gate": gate, "gated_step": gated_step}
@@ -69,7 +69,7 @@ class SmallTraining:
     ) -> Outcome:
         """As the stage does it, on Ray."""
         workspace = Workspace(self.store, key, progress, attempt=attempt)
-        return train(workspace, self.section(**settings), self.job(gate))
+        return train(workspace, self.section(**settings), self.job(gate, **settings))
 
     def train_here(
         self,
@@ -82,7 +82,7 @@ class SmallTraining:
         """One worker, in this process."""
         section = self.section(workers=1, **settings)
         group = Group(0, 1, torch.device("cpu"), section.micro_batch)
-        loop = Loop(self.store, key, self.job(), section, group, tell, run, room)
+        loop = Loop(self.store, key, self.job(**settings), section, group, tell, run, room)
         loop.run()
         return loop
 

@@ -27,7 +27,7 @@ class Silence:
 class Lines(Silence):
     """A `Progress` that shows what stays."""
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, cut: bool = False) -> None:
         print(line, flush=True)
 
 
