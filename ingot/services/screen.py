@@ -1,4 +1,5 @@
-"""What a run shows: a live line for the step under way on a terminal, and plain lines that stay."""
+"""What a run shows: on a terminal a live line for the step under way, or a panel where it trains; without
+one, plain lines."""
 
 from __future__ import annotations
 
@@ -8,12 +9,17 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from ingot.services.summaries import scaled, summary
+from ingot.services.panel import TrainingPanel
+from ingot.services.summaries import size, summary
 
 INTERVAL = 10.0  # seconds between two lines about the same step
+PLAIN_COLUMNS = 120  # of a line that is cut, where there is no terminal
+NOT_IN_LINES = ("gradient_norm", "flops_per_second")  # for the panel alone: lines are read one after another
 
 
 class Screen:
@@ -22,6 +28,8 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.live: Progress | None = None
+        self.panel: TrainingPanel | None = None
+        self.panel_live: Live | None = None
         self.task = TaskID(0)
         self.stage = self.name = self.unit = ""
         self.total = self.count = 0
@@ -57,16 +65,28 @@ class Screen:
 
     def advance(self, count: int = 1, **figures: float) -> None:
         self.count += count
-        parts = {name: _figure(name, value) for name, value in figures.items()}
+        if self.console.is_terminal and "loss" in figures and not self.panel:
+            self._begin_panel()
+        if self.panel:
+            self.panel.update(self.count, figures)
+            return
+        parts = [_figure(name, value) for name, value in figures.items() if name not in NOT_IN_LINES]
         rate = "" if figures else self._rate()
         if self.live:
-            live = " · ".join(part for name, part in parts.items() if name != "seconds_left")
-            self.live.update(self.task, advance=count, figures=live or rate or self.unit)
-        # The losses of a training are worth a look back; how a bar grew is not.
-        if (figures or not self.live) and time.monotonic() - self.told > INTERVAL:
+            self.live.update(self.task, advance=count, figures=" · ".join(parts) or rate or self.unit)
+        elif time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
             done = f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit}"
-            self.say(" · ".join(part for part in (done, *parts.values(), rate) if part))
+            self.say(" · ".join(part for part in (done, *parts, rate) if part))
+
+    def _begin_panel(self) -> None:
+        """In place of the bar. Its last state stays, to be looked back at."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+        self.panel = TrainingPanel(self.stage, self.total)
+        self.panel_live = Live(self.panel, console=self.console, refresh_per_second=4)
+        self.panel_live.start()
 
     def _rate(self) -> str:
         """Of what came after the first word, which may be of units that were done long ago."""
@@ -76,7 +96,12 @@ class Screen:
         count, began = self.first
         return f"{(self.count - count) / max(1e-3, time.monotonic() - began):,.3g} {self.unit}/s"
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, cut: bool = False) -> None:
+        if cut:
+            columns = self.console.width if self.console.is_terminal else PLAIN_COLUMNS
+            text = Text(line)
+            text.truncate(columns, overflow="ellipsis")
+            line = text.plain
         self.console.print(line, soft_wrap=True, markup=False)
 
     def close(self) -> None:
@@ -85,14 +110,22 @@ class Screen:
     def _end_step(self) -> None:
         if self.live:
             self.live.stop()
-            self.live = None
+        if self.panel_live:
+            self.panel_live.stop()
+        self.live = self.panel = self.panel_live = None
 
 
 def _figure(name: str, value: float) -> str:
     if name == "seconds_left":
         return f"{timedelta(seconds=round(value))} left"
-    if name == "flops_per_second":
-        return f"{scaled(value)}FLOP/s"
+    if name == "share_of_peak":
+        return f"{value:.0%} of the peak"
+    if name == "share_waited":
+        return f"waiting for data {value:.1%}"
+    if name == "memory_bytes":
+        return f"memory {size(value)}"
+    if name == "goodput":
+        return f"goodput {value:.0%}"
     if name.endswith("_per_second"):
         return f"{value:,.0f} {name.removesuffix('_per_second').replace('_', ' ')}/s"
     return f"{name.replace('_', ' ')} {value:.4g}"

@@ -25,8 +25,8 @@ class Show:
         if message["kind"] == "step":
             self.taken = message["step"]
         elif message["kind"] == "report":
-            figures = {name: value for name, value in message.items() if name not in ("kind", "step")}
-            self._advance(message["step"], {**self.measured, **figures})
+            others = {name: value for name, value in message.items() if name not in ("kind", "step", "loss")}
+            self._advance(message["step"], {"loss": message["loss"], **self.measured, **others})
         elif message["kind"] == "evaluation":
             self._evaluation(message)
         elif message["kind"] == "paused":
