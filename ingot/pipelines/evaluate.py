@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ingot.pipelines.artifact import Artifact, File, put_json
 from ingot.pipelines.sections import Evaluate
 from ingot.pipelines.store import Store
+from ingot.pipelines.tokenizer import refuse_other_tokenizer
 from ingot.pipelines.units import Unit, Workspace
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ VERSION = 1
 def run(workspace: Workspace, section: Evaluate, inputs: Mapping[str, Artifact]) -> Outcome:
     from ingot.pipelines.pipeline import Outcome
 
+    for artifact in (inputs["checkpoint"], inputs["tokens"]):
+        refuse_other_tokenizer(artifact, inputs["tokenizer"])
     keys = {name: artifact.key for name, artifact in inputs.items()}
     body = {**keys, **section.what(), "weights": inputs["checkpoint"].digest}
     [record] = workspace.run("measure", [Unit("checkpoint", body)], _measure)

@@ -20,7 +20,7 @@ from ingot.pipelines.functions import Split
 from ingot.pipelines.pairs import put_pairs
 from ingot.pipelines.reference import Scores, score_pairs
 from ingot.pipelines.sections import Preference
-from ingot.pipelines.tokenizer import load_tokenizer
+from ingot.pipelines.tokenizer import load_tokenizer, refuse_other_tokenizer
 from ingot.pipelines.training.job import Job, Part, SpecialTokens
 from ingot.pipelines.training.launch import train
 from ingot.pipelines.units import Workspace
@@ -39,9 +39,11 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
     accuracy (the chosen answer is likelier a token) and margin (by how many nats a token) before and after,
     and reward_accuracy_after (it has gained more than the rejected one)."""
     from ingot.pipelines.pipeline import Outcome
+    from ingot.pipelines.training.build import read_config
 
     store, checkpoint, tokenizer = workspace.store, inputs["sft"], inputs["tokenizer"]
-    context = checkpoint.json("config.json")["max_position_embeddings"]
+    refuse_other_tokenizer(checkpoint, tokenizer)
+    context = read_config(checkpoint).context
     functions = {name: checkpoint.files[name] for name in checkpoint.names("functions/")}
 
     def pairs_of(split: Split, most: int) -> File:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.sections import Pretrain
-from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer
+from ingot.pipelines.tokenizer import TextEncoder, load_tokenizer, refuse_other_tokenizer
 from ingot.pipelines.training.evaluation import held_out_samples, unigram_bits_per_byte
 from ingot.pipelines.training.job import Job, Part, Prompts, SpecialTokens
 from ingot.pipelines.training.launch import train
@@ -26,6 +26,7 @@ def run(workspace: Workspace, section: Pretrain, inputs: Mapping[str, Artifact])
     from ingot.pipelines.pipeline import Outcome
 
     tokens, tokenizer = inputs["tokens"], inputs["tokenizer"]
+    refuse_other_tokenizer(tokens, tokenizer)
     held_out = held_out_samples(tokens, section.model.context, section.evaluate_tokens)
     unigram = unigram_bits_per_byte(held_out, load_tokenizer(tokenizer).token_bytes)
     outcome = train(workspace, section, pretraining(section, tokens, tokenizer))

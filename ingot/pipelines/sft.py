@@ -16,7 +16,7 @@ from ingot.pipelines.artifact import Artifact, File, put_table, read_table
 from ingot.pipelines.conversations import first_functions, make_functions
 from ingot.pipelines.sections import Sft
 from ingot.pipelines.store import Store
-from ingot.pipelines.tokenizer import load_tokenizer
+from ingot.pipelines.tokenizer import load_tokenizer, refuse_other_tokenizer
 from ingot.pipelines.training.dataset import shares
 from ingot.pipelines.training.job import Job, Part, Prompts, SpecialTokens
 from ingot.pipelines.training.launch import train
@@ -37,9 +37,11 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
     """Makes the functions, trains on the first of them, and measures nats a token on held-out ones before
     and after (held_out_loss)."""
     from ingot.pipelines.pipeline import Outcome
+    from ingot.pipelines.training.build import read_config
 
     store, checkpoint, tokenizer = workspace.store, inputs["pretrain"], inputs["tokenizer"]
-    context = checkpoint.json("config.json")["max_position_embeddings"]
+    refuse_other_tokenizer(checkpoint, tokenizer)
+    context = read_config(checkpoint).context
     functions, counts = make_functions(workspace, inputs, context, section.documents)
     columns = ["id", "prompt", "answer"]
     conversations = first_functions(store, functions, "sft", section.most).select(columns)

@@ -152,6 +152,23 @@ def load_tokenizer(artifact: Artifact) -> TextEncoder:
     return TextEncoder(artifact.read("tokenizer.json").decode())
 
 
+def refuse_other_tokenizer(artifact: Artifact, tokenizer: Artifact) -> None:
+    """Raises IngotError where the artifact, token shards or a checkpoint, was made with another tokenizer:
+    its ids mean other text."""
+    own = artifact.files.get("tokenizer.json")
+    if own is not None:
+        made, given = own.sha256, tokenizer.files["tokenizer.json"].sha256
+    else:
+        inputs = artifact.made.get("inputs", {})
+        made, given = inputs.get("tokenizer", {}).get("digest", "unknown"), tokenizer.digest
+    if made != given:
+        raise IngotError(
+            f"{artifact.key} was made with another tokenizer ({made[:12]}) than {tokenizer.key} "
+            f"({given[:12]}), so its ids mean other text; give the tokenizer it was made with, or delete all "
+            f"below {artifact.key}/ and run again to make it with this one"
+        )
+
+
 def run(workspace: Workspace, section: Tokenizer, inputs: Mapping[str, Artifact]) -> Outcome:
     """Draws the sample where the documents are, then trains on it in one task."""
     from ingot.pipelines.pipeline import Outcome

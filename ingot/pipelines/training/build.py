@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ingot.errors import IngotError
 from ingot.model import ModelConfig, TrainState, Transformer, adamw, data_mesh, parallelize
-from ingot.model.huggingface import export_folder, import_folder
+from ingot.model.huggingface import export_folder, import_folder, model_config
 from ingot.model.parallel import Precision
-from ingot.pipelines.artifact import load, put_file
+from ingot.pipelines.artifact import Artifact, load, put_file
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.checkpoint import Place
@@ -51,12 +52,25 @@ def build(store: Store, job: Job, section: Training, group: Group) -> tuple[Trai
 
 
 def read_weights(store: Store, key: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """The configuration and the weights of a committed checkpoint. Raises Damaged."""
+    """The configuration and the weights of a committed checkpoint. Raises Damaged, and IngotError where it is
+    none of this architecture."""
     artifact = load(store, key)
     assert artifact is not None, key
     names = [name for name in artifact.names() if name.endswith((".json", ".safetensors"))]
     with tempfile.TemporaryDirectory() as folder:
-        return import_folder(artifact.fetch(Path(folder), names))
+        try:
+            return import_folder(artifact.fetch(Path(folder), names))
+        except ValueError as error:
+            raise IngotError(str(error).replace(folder, key)) from error
+
+
+def read_config(checkpoint: Artifact) -> ModelConfig:
+    """The configuration of a checkpoint. Raises Damaged, and IngotError where it is none of this
+    architecture."""
+    try:
+        return model_config(checkpoint.json("config.json"), Path(checkpoint.key) / "config.json")
+    except ValueError as error:
+        raise IngotError(str(error)) from error
 
 
 def export(

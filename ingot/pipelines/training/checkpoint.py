@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, Damaged, File, commit, load, put_file, put_json
 from ingot.pipelines.store import ObjectMissing, Store, StoreError
 from ingot.pipelines.training.state import Part, make_room, named_state, part_of
@@ -60,11 +61,11 @@ def load_checkpoint(
 
 def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = artifact.json("state.json")
+    _refuse_other_model(artifact, state, model)
     tensors = make_room(model, optimizer, list(state["tensors"]), state["numbers"])
     needed: dict[str, list[tuple[str, Part, int, int, int]]] = {}
     for name, tensor in tensors.items():
         part = part_of(tensor)
-        assert list(part.shape) == state["tensors"][name]["shape"], name
         for file, start, end in state["tensors"][name]["rows"]:
             first, last = max(start, part.start), min(end, part.end)
             if first < last:
@@ -74,6 +75,21 @@ def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Opt
         for name, part, start, first, last in copies:
             part.local[first - part.start : last - part.start] = stored[name][first - start : last - start]
     return state
+
+
+def _refuse_other_model(artifact: Artifact, state: Mapping[str, Any], model: torch.nn.Module) -> None:
+    here = {f"parameter/{name}": list(parameter.shape) for name, parameter in model.named_parameters()}
+    tensors = state["tensors"].items()
+    there = {name: entry["shape"] for name, entry in tensors if name.startswith("parameter/")}
+    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if differing:
+        word = differing[0]
+        raise IngotError(
+            f"{artifact.key} is a checkpoint of another architecture: {len(differing)} tensors differ, the "
+            f"first is {word.partition('/')[2]}, {there.get(word) or 'missing'} there and "
+            f"{here.get(word) or 'missing'} in this model; train with the settings that it was made with, or "
+            f"delete all below {artifact.key.rpartition('/')[0]}/ to begin anew"
+        )
 
 
 class CheckpointWriter:
