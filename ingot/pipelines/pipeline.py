@@ -153,6 +153,8 @@ def run_stage(
             module.check(section, committed)
         return committed, True
     connect()
+    if attempt is not None:
+        attempt.locate(stage, key)
     began = time.time()
     workspace = Workspace(store, key, progress, recipe.workers, recipe.name, attempt)
     outcome = module.run(workspace, section, inputs if inventory is None else inventory)

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,10 @@ class Attempt:
 
     def begin(self, stage: str) -> None:
         self._record(f"{stage}.begun", {"at": time.time()})
+
+    def locate(self, stage: str, key: str) -> None:
+        """The stage is at work on the artifact `key`."""
+        self._record(f"{stage}.key", {"key": key})
 
     def commit(self, stage: str, artifact: Artifact, skipped: bool, seconds: float) -> None:
         self._record(
@@ -113,6 +118,35 @@ def attempts_of(store: Store, run: str) -> list[int]:
     return [int(key.split("/")[2]) for key in store.list(f"runs/{run}/") if key.endswith("/run.json")]
 
 
+def artifact_keys(store: Store, run: str) -> dict[str, str]:
+    """Stage → the key of its artifact, committed or under way, of those that the run's last attempt has
+    come to. Raises UsageError where there is no such run."""
+    attempt = last_attempt(store, run)
+    keys = {}
+    for stage in json.loads(store.read(f"{attempt.key}/run.json"))["stages"]:
+        for name, field in ((stage, "artifact"), (f"{stage}.key", "key")):
+            with suppress(ObjectMissing, KeyError):  # KeyError: it failed
+                keys.setdefault(stage, json.loads(store.read(f"{attempt.key}/{name}.json"))[field])
+    return keys
+
+
+def has_ended(store: Store, run: str) -> bool:
+    """Whether the run's last attempt is done, or failed and said so; one that was killed says nothing."""
+    attempt = last_attempt(store, run)
+    stages = json.loads(store.read(f"{attempt.key}/run.json"))["stages"]
+    shown = {_show_stage(store, attempt.key, stage)["status"] for stage in stages}
+    return not shown & {"waiting", "begun"} or bool(shown & {"failed", "interrupted"})
+
+
+def last_attempt(store: Store, run: str) -> Attempt:
+    """Raises UsageError where there is no such run."""
+    numbers = attempts_of(store, run)
+    if not numbers:
+        there = list_runs(store)
+        raise UsageError(f"store {store.uri}: no run {run!r}; there are: {', '.join(there) or 'none'}")
+    return Attempt(store, run, max(numbers))
+
+
 def list_runs(store: Store) -> list[str]:
     """The names of all runs in the store."""
     return sorted({key.split("/")[1] for key in store.list("runs/")})
@@ -121,17 +155,14 @@ def list_runs(store: Store) -> list[str]:
 def show_run(store: Store, name: str) -> dict[str, Any]:
     """The run's last attempt: `{"run", "store", "stages": [{"stage", "fingerprint", "digest", "status",
     "seconds", "metrics"}…]}`. `seconds` is what the call that committed the artifact took."""
-    numbers = attempts_of(store, name)
-    if not numbers:
-        there = list_runs(store)
-        raise UsageError(f"store {store.uri}: no run {name!r}; there are: {', '.join(there) or 'none'}")
-    key = Attempt(store, name, max(numbers)).key
+    attempt = last_attempt(store, name)
+    key = attempt.key
     run = json.loads(store.read(f"{key}/run.json"))
     stages = [_show_stage(store, key, stage) for stage in run["stages"]]
     return {
         "run": name,
         "store": store.uri,
-        "attempt": max(numbers),
+        "attempt": attempt.number,
         "at": run["at"],
         "git": run["git"],
         "packages": run["packages"],

@@ -263,6 +263,22 @@ def runs_show(
     return Console().print(_table(["stage", "status", "digest", "took", ""], rows))
 
 
+@runs.command("tensorboard")
+def runs_tensorboard(
+    name: Annotated[str, typer.Argument(help="The run.")],
+    to: Annotated[Path, typer.Option("--to", help="A folder on this machine.", metavar="FOLDER")],
+    store: StoreOption = DEFAULT_STORE,
+    follow: Annotated[bool, typer.Option(help="Go on until the run has ended.")] = True,
+) -> None:
+    """Write the metrics of the run's trainings below FOLDER for TensorBoard, from those in the store.
+
+    New points come with every checkpoint. What is there already is not written again."""
+    from ingot.services.tensorboard import export
+
+    export(_existing(store), name, to, follow, typer.echo)
+    typer.echo(f"see: tensorboard --logdir {to}")
+
+
 @models.command("list")
 def models_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List every version of every model."""

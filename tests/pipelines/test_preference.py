@@ -199,7 +199,15 @@ def aligned(
     """A small model from random weights through both stages, on Ray."""
     store = code_path.store
     _, files = checkpoint(store, tmp_path_factory.mktemp("random"), seed=1)
-    pretrained = commit(store, "artifacts/pretrain/random", "pretrain", "random", {**files, **code_path.tokenizer.files}, {}, {})
+    pretrained = commit(
+        store,
+        "artifacts/pretrain/random",
+        "pretrain",
+        "random",
+        {**files, **code_path.tokenizer.files},
+        {},
+        {},
+    )
     settings = {"steps": 60, "learning_rate": 0.01, "batch_conversations": 16, "warmup_steps": 5}
     sft = run_one_stage(store, "sft", settings, {"pretrain": pretrained, **code_path.inputs})
     settings = {"steps": 30, "learning_rate": 0.003, "beta": 2.0, "batch_pairs": 16, "pairs": 480}

@@ -117,7 +117,14 @@ pretrain:
         (
             "steps: 20",
             "steps: 20\n  workers: [2, 5]\n  replicas: 2",
-            "2 does not divide workers (5)",
+            "replicas 2 does not divide workers (5), and each replica of the model is sharded over as many; "
+            "nearest: 1",
+        ),
+        (
+            "steps: 20",
+            "steps: 20\n  workers: [4, 8]\n  replicas: 8",
+            "replicas 8 does not divide workers (4), and each replica of the model is sharded over as many; "
+            "nearest: 4",
         ),
         ("heads: 4", "heads: 3", "recipe.yaml:14: pretrain.model: model.heads: 3 does not cut width (64)"),
         ("kv_heads: 2", "kv_heads: 3", "nearest: 4"),

@@ -47,11 +47,16 @@ class StepLog:
         return key, data
 
 
+def chunks(store: Store, key: str) -> list[str]:
+    """The names of the log's chunks, in the order in which they count: where two have a step, the later."""
+    return sorted(store.list(f"{key}/log/"))
+
+
 def read_log(store: Store, key: str) -> list[dict[str, Any]]:
     """The lines of the training at `key`, one a step, in the order of steps: of a step that several attempts
     took, the last one's."""
     lines: dict[int, dict[str, Any]] = {}
-    for name in store.list(f"{key}/log/"):
+    for name in chunks(store, key):
         for text in store.read(name).splitlines():
             line = json.loads(text)
             lines[line["step"]] = line

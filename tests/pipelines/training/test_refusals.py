@@ -72,9 +72,7 @@ def test_shards_of_another_tokenizer_are_refused(
     tokens = small_training.tokens
     assert load_tokenizer(other_tokenizer).vocabulary == load_tokenizer(small_training.tokenizer).vocabulary
     inputs = {"tokens": tokens, "tokenizer": other_tokenizer}
-    mend = (
-        rf"{tokens.key} was made with another tokenizer .* than {other_tokenizer.key} .*; give the"
-    )
+    mend = rf"{tokens.key} was made with another tokenizer .* than {other_tokenizer.key} .*; give the"
     with pytest.raises(IngotError, match=mend):
         pretrain.run(workspace(small_training, "pretrain/other-tokenizer"), small_training.section(), inputs)
 

@@ -1,0 +1,107 @@
+"""The metrics of a run as event files, for TensorBoard: written from the JSON lines in the store, wherever
+that can be read, while the run is under way or afterwards.
+
+A file each for a chunk of a training's log and for an evaluation, named after it, so what is written already
+is not written again. A chunk's file begins with the sign of a session that starts at its first step: readers
+then drop what they have of that step and later ones, which an attempt had taken and lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ingot.pipelines.pipeline import TRAINING
+from ingot.pipelines.runs import artifact_keys, has_ended
+from ingot.pipelines.store import Store
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
+
+FOLLOW_SECONDS = 5.0
+NO_METRICS = {"step", "at", "samples", "attempt"}  # of a line of the log
+
+
+def export(store: Store, run: str, folder: Path, follow: bool, say: Callable[[str], object]) -> None:
+    """Writes below `folder`, in RUN/STAGE and RUN/STAGE/held-out, what is not there yet; with `follow` until
+    the run has ended. Raises UsageError where there is no such run."""
+    ended = False
+    while not ended:
+        ended = not follow or has_ended(store, run)  # asked first: what is committed then is written below
+        count = sum(
+            _export(store, key, folder / run / stage)
+            for stage, key in artifact_keys(store, run).items()
+            if stage in TRAINING
+        )
+        if count:
+            say(f"{count} event files written below {folder / run}")
+        if not ended:
+            time.sleep(FOLLOW_SECONDS)
+
+
+def _export(store: Store, key: str, folder: Path) -> int:
+    """Of one training; the number of files."""
+    from ingot.pipelines.training.log import chunks
+
+    written = 0
+    for name in chunks(store, key):
+        written += _write(folder, name, lambda name=name: _steps(_lines(store, name)))
+    for name in sorted(store.list(f"{key}/evaluation/")):
+        written += _write(folder / "held-out", name, lambda name=name: _evaluation(_lines(store, name)))
+    return written
+
+
+def _lines(store: Store, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.read(name).splitlines()]
+
+
+def _write(folder: Path, name: str, events: Callable[[], Iterable[Event]]) -> bool:
+    """The events in a file named after an object of the store, if there is none yet."""
+    from tensorboardX.record_writer import RecordWriter
+
+    path = folder / f"events.out.tfevents.{Path(name).stem}"
+    if path.exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part")  # no reader sees half a file
+    writer = RecordWriter(str(part))
+    for event in events():
+        writer.write(event.SerializeToString())
+    writer.close()
+    part.replace(path)
+    return True
+
+
+def _steps(lines: list[dict[str, Any]]) -> Iterable[Event]:
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    first = lines[0]
+    yield Event(wall_time=first["at"], file_version="brain.Event:2")
+    start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+    yield Event(wall_time=first["at"], step=first["step"], session_log=start)
+    for line in lines:
+        figures = {name: line[name] for name in line.keys() - NO_METRICS}
+        figures["tokens_per_second"] = line["tokens"] / line["seconds"]
+        yield from _scalars(figures, line["step"], line["at"])
+
+
+def _evaluation(lines: list[dict[str, Any]]) -> Iterable[Event]:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import text
+
+    [line] = lines
+    yield Event(wall_time=line["at"], file_version="brain.Event:2")
+    yield from _scalars(line["metrics"], line["step"], line["at"])
+    for number, sample in enumerate(line["samples"]):
+        words = "\n".join(f"    {row}" for row in (sample["prompt"] + sample["continuation"]).splitlines())
+        yield Event(wall_time=line["at"], step=line["step"], summary=text(f"sample {number}", words))
+
+
+def _scalars(figures: dict[str, float], step: int, at: float) -> Iterable[Event]:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    for name, value in figures.items():
+        yield Event(wall_time=at, step=step, summary=scalar(name, value))
