@@ -122,7 +122,7 @@ def artifact_keys(store: Store, run: str) -> dict[str, str]:
     """Stage → the key of its artifact, committed or under way, of those that the run's last attempt has
     come to. Raises UsageError where there is no such run."""
     attempt = last_attempt(store, run)
-    keys = {}
+    keys: dict[str, str] = {}
     for stage in json.loads(store.read(f"{attempt.key}/run.json"))["stages"]:
         for name, field in ((stage, "artifact"), (f"{stage}.key", "key")):
             with suppress(ObjectMissing, KeyError):  # KeyError: it failed

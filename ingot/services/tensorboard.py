@@ -20,6 +20,8 @@ from ingot.pipelines.store import Store
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
 
+Lines = list[dict[str, Any]]
+
 FOLLOW_SECONDS = 5.0
 NO_METRICS = {"step", "at", "samples", "attempt"}  # of a line of the log
 
@@ -45,20 +47,14 @@ def _export(store: Store, key: str, folder: Path) -> int:
     """Of one training; the number of files."""
     from ingot.pipelines.training.log import chunks
 
-    written = 0
-    for name in chunks(store, key):
-        written += _write(folder, name, lambda name=name: _steps(_lines(store, name)))
-    for name in sorted(store.list(f"{key}/evaluation/")):
-        written += _write(folder / "held-out", name, lambda name=name: _evaluation(_lines(store, name)))
-    return written
+    evaluations = sorted(store.list(f"{key}/evaluation/"))
+    files = [_write(store, name, folder, _steps) for name in chunks(store, key)]
+    files += [_write(store, name, folder / "held-out", _evaluation) for name in evaluations]
+    return sum(files)
 
 
-def _lines(store: Store, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in store.read(name).splitlines()]
-
-
-def _write(folder: Path, name: str, events: Callable[[], Iterable[Event]]) -> bool:
-    """The events in a file named after an object of the store, if there is none yet."""
+def _write(store: Store, name: str, folder: Path, events: Callable[[Lines], Iterable[Event]]) -> bool:
+    """The events of an object's lines in a file named after it, if there is none yet."""
     from tensorboardX.record_writer import RecordWriter
 
     path = folder / f"events.out.tfevents.{Path(name).stem}"
@@ -67,14 +63,14 @@ def _write(folder: Path, name: str, events: Callable[[], Iterable[Event]]) -> bo
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part")  # no reader sees half a file
     writer = RecordWriter(str(part))
-    for event in events():
+    for event in events([json.loads(line) for line in store.read(name).splitlines()]):
         writer.write(event.SerializeToString())
     writer.close()
     part.replace(path)
     return True
 
 
-def _steps(lines: list[dict[str, Any]]) -> Iterable[Event]:
+def _steps(lines: Lines) -> Iterable[Event]:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     first = lines[0]
@@ -87,7 +83,7 @@ def _steps(lines: list[dict[str, Any]]) -> Iterable[Event]:
         yield from _scalars(figures, line["step"], line["at"])
 
 
-def _evaluation(lines: list[dict[str, Any]]) -> Iterable[Event]:
+def _evaluation(lines: Lines) -> Iterable[Event]:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import text
 

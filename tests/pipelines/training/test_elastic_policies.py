@@ -181,10 +181,10 @@ def test_losses_are_counted_anew_after_each_checkpoint(tmp_path: Path) -> None:
 
 def test_a_new_group_says_how_many_steps_are_taken_again(recorder: Recorder) -> None:
     show = Show(recorder, steps=100)
-    show({"kind": "begin", "attempt": 4, "step": 50, "workers": 1})  # after another driver's
+    show({"kind": "begin", "attempt": 4, "step": 50, "workers": 1, "measured": {}})  # after another driver's
     for attempt, workers, taken, step in ((5, 2, 60, 60), (6, 2, 61, 60), (7, 3, 72, 60)):
         show({"kind": "step", "step": taken})
-        show({"kind": "begin", "attempt": attempt, "step": step, "workers": workers})
+        show({"kind": "begin", "attempt": attempt, "step": step, "workers": workers, "measured": {}})
     assert [told[1] for told in recorder.told if told[0] == "say"] == [
         "  attempt 4: 1 worker goes on at step 50 of 100",
         "  attempt 5: 2 workers go on at step 60 of 100, no step is taken again",
