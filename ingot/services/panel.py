@@ -41,9 +41,9 @@ class TrainingPanel:
         self.history: dict[str, list[float]] = {}
 
     def update(self, count: int, figures: Mapping[str, float]) -> None:
-        """So many steps are taken; with the newest figures, if there are any."""
+        """So many steps are taken; with those of the figures that are new."""
         self.count = count
-        self.figures = figures or self.figures
+        self.figures = {**self.figures, **figures}
         for name, value in figures.items():
             if name not in (*SPEED, *NO_HISTORY):
                 values = self.history.setdefault(name, [])

@@ -74,7 +74,7 @@ class Screen:
         rate = "" if figures else self._rate()
         if self.live:
             self.live.update(self.task, advance=count, figures=" · ".join(parts) or rate or self.unit)
-        elif time.monotonic() - self.told > INTERVAL:
+        elif (count or "loss" in figures) and time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
             done = f"  {self.stage} · {self.name} {self.count}/{self.total} {self.unit}"
             self.say(" · ".join(part for part in (done, *parts, rate) if part))

@@ -73,7 +73,8 @@ def test_a_training_on_a_terminal_is_a_panel_that_fits(width: int) -> None:
     for step in range(1, 121):
         screen.advance(1, **{**FIGURES, "loss": 9 - step * 0.03, "bits_per_byte": 4 - step // 40})
     screen.say("  step 120 of 880: bits per byte 1")
-    screen.advance(760, **{**FIGURES, "seconds_left": 0.0})
+    screen.advance(760, **{**FIGURES, "bits_per_byte": 3.0, "seconds_left": 0.0})
+    screen.advance(0, bits_per_byte=FIGURES["bits_per_byte"])  # measured after the last step
     screen.end_stage("pretrain", METRICS, False, 12.0)
     # what stays, without the signs that move the cursor and colour the words
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.getvalue().rpartition("\x1b[1A")[2])

@@ -38,6 +38,7 @@ class Show:
         self.measured = message["metrics"]
         words = ", ".join(f"{name} {value:.4g}" for name, value in self.measured.items()).replace("_", " ")
         self.progress.say(f"  step {message['step']} of {self.steps}: {words}")
+        self.progress.advance(0, **self.measured)
         for sample in message["samples"]:
             prompt, continuation = one_line(sample["prompt"])[-MOST_PROMPT:], one_line(sample["continuation"])
             self.progress.say(f"    {prompt} → {continuation}", cut=True)
