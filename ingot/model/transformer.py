@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ingot.model.attention import causal_attention, visible
+from ingot.model.attention import Packing, causal_attention, document_positions
 from ingot.model.config import ModelConfig
 from ingot.model.losses import cross_entropy
 
@@ -55,13 +55,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
-
-
-def positions_in_documents(documents_BT: Tensor) -> Tensor:
-    """Each position counted from the beginning of its document; BT."""
-    positions_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
-    begins_BT = F.pad(documents_BT.diff(dim=1) != 0, (1, 0))
-    return positions_T - (begins_BT * positions_T).cummax(dim=1).values
 
 
 def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
@@ -105,7 +98,7 @@ class Attention(nn.Module):
         self.output = Linear(config.heads * config.head_width, config.width)
 
     def forward(
-        self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None, visible_B1TT: Tensor | None
+        self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None, packing: Packing | None
     ) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self.head_width)
         q_BTHE = rotate(self.query(x_BTD).view(heads), by)
@@ -113,7 +106,7 @@ class Attention(nn.Module):
         v_BTKE = self.value(x_BTD).view(heads)
         if cache is not None:
             k_BTKE, v_BTKE = cache.append(k_BTKE, v_BTKE)
-        return self.output(causal_attention(q_BTHE, k_BTKE, v_BTKE, visible_B1TT).flatten(2))
+        return self.output(causal_attention(q_BTHE, k_BTKE, v_BTKE, packing).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -140,9 +133,9 @@ class Block(nn.Module):
         x_BTD: Tensor,
         by: Rotation,
         cache: KeyValueCache | None = None,
-        visible_B1TT: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), by, cache, visible_B1TT)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), by, cache, packing)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -182,15 +175,14 @@ class Transformer(nn.Module):
         if documents_BT is None:
             start = caches[0].length if caches else 0
             positions = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
-            visible_B1TT = None
+            packing = None
         else:
             assert not caches, "rows that are generated hold one document each"
-            positions = positions_in_documents(documents_BT)
-            visible_B1TT = visible(documents_BT)
+            positions, packing = document_positions(documents_BT), Packing.of(documents_BT)
         by = rotation(positions, self.config.head_width, self.config.rope_theta)
         x_BTD = self.embedding(tokens_BT).to(self.compute_dtype)
         for index, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, by, caches[index] if caches else None, visible_B1TT)
+            x_BTD = block(x_BTD, by, caches[index] if caches else None, packing)
         x_BTD = self.norm(x_BTD)
         weight_VD = self.embedding.weight if self.config.tied else self.head.weight
         if targets_BT is None:
