@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer of the Llama family (RMSNorm, rotary positions, grouped queries, SwiGLU).
+
+    Every shape that it takes is one of Hugging Face's `LlamaForCausalLM` or, with `qk_norm`, of its
+    `Qwen3ForCausalLM` (huggingface.py).
 
     Raises ValueError when the numbers do not fit each other, naming the nearest value that does.
     """
@@ -32,6 +36,10 @@ class ModelConfig:
     tied: bool = True
     """Whether the output projection is the embedding itself: at these sizes the parameters are worth more
     elsewhere (of 1.2 billion, 67 million would be a second vocabulary)."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normalised before they are turned (RMSNorm with a weight that
+    the heads of a layer share, as in Qwen3, arXiv:2505.09388): attention's logits cannot grow without bound,
+    so higher learning rates stay stable (arXiv:2302.05442, section 2)."""
 
     def __post_init__(self) -> None:
         for field in ("vocabulary", "width", "layers", "heads", "kv_heads", "hidden", "context"):
@@ -57,6 +65,31 @@ class ModelConfig:
                 f"nearest: {nearest(self.kv_heads, divisors(self.heads))}"
             )
 
+    @classmethod
+    def of_depth(cls, depth: int, vocabulary: int, context: int, **others: Any) -> ModelConfig:
+        """The rung of the ladder of shapes that has `depth` layers; `others` are further fields.
+
+        Heads are 128 wide, as attention kernels like them, and a pair of query heads shares one key-value
+        head. Three layers bring two heads: at a ratio of width to layers of 85, near the middle of the wide
+        optimum (arXiv:2001.08361, figure 5), every width is a multiple of 256. The feed-forward network is
+        8/3 as wide, which makes its three matrices as large as the usual two of four times the width
+        (arXiv:2002.05202), rounded up to a multiple of 256. Depth 24 is the preset `base-1b`.
+        """
+        if depth < 1:
+            raise ValueError(f"model.depth: {depth} is less than 1; nearest: 1")
+        pairs = max(1, round(depth / 3))
+        width = 256 * pairs
+        return cls(
+            vocabulary=vocabulary,
+            width=width,
+            layers=depth,
+            heads=2 * pairs,
+            kv_heads=pairs,
+            hidden=256 * -(-8 * width // (3 * 256)),
+            context=context,
+            **others,
+        )
+
     @property
     def head_width(self) -> int:
         return self.width // self.heads
@@ -70,6 +103,8 @@ class ModelConfig:
         """The exact number of parameters, tied ones counted once."""
         embeddings = self.vocabulary * self.width * (1 if self.tied else 2)
         norms = (2 * self.layers + 1) * self.width
+        if self.qk_norm:
+            norms += 2 * self.layers * self.head_width
         return embeddings + self.layers * self.block_weights() + norms
 
     def flops_per_token(self, sequence: int, causal: bool) -> int:
@@ -100,8 +135,6 @@ PRESETS: dict[str, ModelConfig] = {
     # Two CPU cores see about a million tokens of it in two minutes.
     "tiny": ModelConfig(vocabulary=4096, width=128, layers=6, heads=4, kv_heads=2, hidden=384, context=256),
     # 1.2 billion parameters: with fp32 master weights, gradients and AdamW's moments 18 GiB, so that one
-    # GPU of 80 GB holds it without sharding.
-    "base-1b": ModelConfig(
-        vocabulary=32768, width=2048, layers=24, heads=16, kv_heads=8, hidden=5632, context=4096
-    ),
+    # GPU of 80 GB holds it without sharding. 24 layers of width 2048.
+    "base-1b": ModelConfig.of_depth(24, vocabulary=32768, context=4096),
 }

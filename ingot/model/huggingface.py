@@ -1,4 +1,5 @@
-"""A model as a Hugging Face folder: the stock `LlamaForCausalLM`, so any engine that knows Llama serves it.
+"""A model as a Hugging Face folder of a stock architecture, so any engine that knows that one serves it:
+`LlamaForCausalLM` or, with `ModelConfig.qk_norm`, `Qwen3ForCausalLM`.
 
 The same weights and configuration give the same bytes: nothing in the files tells time, host or version.
 Needs `safetensors`, which the rest of `ingot.model` does not, so it is imported by name where it is used.
@@ -28,6 +29,8 @@ NAMES = {
     "blocks.{}.attention.query.weight": "model.layers.{}.self_attn.q_proj.weight",
     "blocks.{}.attention.key.weight": "model.layers.{}.self_attn.k_proj.weight",
     "blocks.{}.attention.value.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.{}.attention.query_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.{}.attention.key_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
     "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
     "blocks.{}.feed_forward_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
     "blocks.{}.feed_forward.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
@@ -37,15 +40,27 @@ NAMES = {
     "head.weight": "lm_head.weight",
 }
 
-# What stock Llama has when its configuration is silent, for the settings that we read.
-DEFAULTS: dict[str, Any] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
+# What a stock architecture has when its configuration is silent, for the settings that we read.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "Qwen3ForCausalLM": {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
 }
+ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,7 +97,7 @@ def export_folder(
     if others or stored not in DTYPES.values():
         raise ValueError(f"tensors of {[stored, *others]}: export in one dtype of {', '.join(DTYPES)}")
     special = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    write_json(folder / "config.json", llama_config(config, stored) | special)
+    write_json(folder / "config.json", stock_config(config, stored) | special)
     write_json(folder / "generation_config.json", special)
 
     files = list(shards(tensors, shard_bytes))
@@ -100,7 +115,7 @@ def export_folder(
 
 
 def import_folder(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Reads a folder of stock Llama weights: the configuration and a `Transformer`'s state dict.
+    """Reads a folder of stock Llama or Qwen3 weights: the configuration and a `Transformer`'s state dict.
 
     The tensors keep the precision they are stored in. Raises ValueError, with the mend where there is one,
     when the folder holds anything that this model does not express.
@@ -138,12 +153,15 @@ def import_folder(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, {name: state_dict[name] for name in ours.values()}
 
 
-def llama_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def stock_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The configuration in Hugging Face's words, without the special tokens."""
     name = next(name for name, value in DTYPES.items() if value == dtype)
+    if config.qk_norm:
+        kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
+    else:
+        kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **kind,
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
@@ -153,7 +171,6 @@ def llama_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "intermediate_size": config.hidden,
         "hidden_act": "silu",
         "attention_bias": False,
-        "mlp_bias": False,
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tied,
@@ -165,41 +182,43 @@ def llama_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def model_config(llama: Mapping[str, Any], place: Path) -> ModelConfig:
+def model_config(stock: Mapping[str, Any], place: Path) -> ModelConfig:
     """The configuration in our words. Raises ValueError naming `place` when they do not suffice."""
-    llama = DEFAULTS | dict(llama)
-    if llama.get("architectures") != ["LlamaForCausalLM"]:
+    architecture, *others = stock.get("architectures") or [None]
+    if others or architecture not in DEFAULTS:
         raise ValueError(
-            f"{place}: architectures: {llama.get('architectures')} is not ['LlamaForCausalLM']; "
-            f"choose a model of the Llama architecture"
+            f"{place}: architectures: {stock.get('architectures')} is not one of {', '.join(DEFAULTS)}; "
+            f"choose a model of the Llama or Qwen3 architecture"
         )
-    for field, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if llama[field] != only:
-            raise ValueError(f"{place}: {field}: {llama[field]!r} is not supported, only {only!r} is")
-    if llama.get("quantization_config"):
+    stock = DEFAULTS[architecture] | dict(stock)
+    for field, only in ONLY.items():
+        if stock.get(field, only) != only:
+            raise ValueError(f"{place}: {field}: {stock[field]!r} is not supported, only {only!r} is")
+    if stock.get("quantization_config"):
         raise ValueError(f"{place}: quantization_config: weights are quantized; choose the unquantized model")
-    rope = llama.get("rope_parameters") or llama.get("rope_scaling") or {}
+    rope = stock.get("rope_parameters") or stock.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"{place}: rope_parameters: positions of type {kind!r} are not supported, only plain ones; "
-            f"choose a model without stretched context (Llama 2, SmolLM and their kin)"
+            f"choose a model without stretched context (Llama 2, SmolLM, Qwen3 and their kin)"
         )
     config = ModelConfig(
-        vocabulary=llama["vocab_size"],
-        width=llama["hidden_size"],
-        layers=llama["num_hidden_layers"],
-        heads=llama["num_attention_heads"],
-        kv_heads=llama.get("num_key_value_heads") or llama["num_attention_heads"],
-        hidden=llama["intermediate_size"],
-        context=llama["max_position_embeddings"],
-        rope_theta=float(rope.get("rope_theta") or llama.get("rope_theta") or 10000.0),
-        norm_epsilon=llama["rms_norm_eps"],
-        tied=llama["tie_word_embeddings"],
+        vocabulary=stock["vocab_size"],
+        width=stock["hidden_size"],
+        layers=stock["num_hidden_layers"],
+        heads=stock["num_attention_heads"],
+        kv_heads=stock.get("num_key_value_heads") or stock["num_attention_heads"],
+        hidden=stock["intermediate_size"],
+        context=stock["max_position_embeddings"],
+        rope_theta=float(rope.get("rope_theta") or stock.get("rope_theta") or 10000.0),
+        norm_epsilon=stock["rms_norm_eps"],
+        tied=stock["tie_word_embeddings"],
+        qk_norm=architecture == "Qwen3ForCausalLM",
     )
-    if (llama.get("head_dim") or config.head_width) != config.head_width:
+    if (stock.get("head_dim") or config.head_width) != config.head_width:
         raise ValueError(
-            f"{place}: head_dim: {llama['head_dim']} is not hidden_size / num_attention_heads "
+            f"{place}: head_dim: {stock['head_dim']} is not hidden_size / num_attention_heads "
             f"({config.head_width}); a head of another width is not supported"
         )
     return config

@@ -1,11 +1,12 @@
 """The model, top to bottom: a decoder-only transformer of the Llama family.
 
 What is notable:
-- the weights map one to one on Hugging Face's `LlamaForCausalLM` (see huggingface.py), so what is trained
-  here is served by any engine that knows Llama
+- the weights map one to one on Hugging Face's `LlamaForCausalLM` or `Qwen3ForCausalLM` (see
+  huggingface.py), so what is trained here is served by any engine that knows Llama and Qwen3
 - norms before each sub-layer, without means or biases (RMSNorm, arXiv:1910.07467); no bias anywhere
 - positions by rotation of queries and keys (arXiv:2104.09864), computed in fp32 whatever the precision
 - grouped queries: several query heads share one key-value head (arXiv:2305.13245)
+- as an option each head's queries and keys are normalised before they are turned (QK-norm)
 - SwiGLU in the feed-forward network (arXiv:2002.05202)
 - the loss is computed inside `forward`, so that FSDP's hooks gather the output projection before it is
   used, and without ever holding all logits (losses.py)
@@ -96,14 +97,21 @@ class Attention(nn.Module):
         self.key = Linear(config.width, config.kv_heads * config.head_width)
         self.value = Linear(config.width, config.kv_heads * config.head_width)
         self.output = Linear(config.heads * config.head_width, config.width)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.query_norm = RMSNorm(config.head_width, config.norm_epsilon)
+            self.key_norm = RMSNorm(config.head_width, config.norm_epsilon)
 
     def forward(
         self, x_BTD: Tensor, by: Rotation, cache: KeyValueCache | None, packing: Packing | None
     ) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, self.head_width)
-        q_BTHE = rotate(self.query(x_BTD).view(heads), by)
-        k_BTKE = rotate(self.key(x_BTD).view(heads), by)
-        v_BTKE = self.value(x_BTD).view(heads)
+        q_BTHE, k_BTKE, v_BTKE = (
+            project(x_BTD).view(heads) for project in (self.query, self.key, self.value)
+        )
+        if self.qk_norm:
+            q_BTHE, k_BTKE = self.query_norm(q_BTHE), self.key_norm(k_BTKE)
+        q_BTHE, k_BTKE = rotate(q_BTHE, by), rotate(k_BTKE, by)
         if cache is not None:
             k_BTKE, v_BTKE = cache.append(k_BTKE, v_BTKE)
         return self.output(causal_attention(q_BTHE, k_BTKE, v_BTKE, packing).flatten(2))

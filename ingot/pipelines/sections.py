@@ -175,9 +175,14 @@ class Tokens(Section):
     held_out: float = what(0.01, gt=0, lt=1)  # the share of documents kept from training, by their id
 
 
-class Model(Section):
-    """The shape of the transformer; the vocabulary is the tokenizer's."""
+SHAPE = ("width", "layers", "heads", "kv_heads", "hidden")  # of a model, what its depth decides
 
+
+class Model(Section):
+    """The shape of the transformer; the vocabulary is the tokenizer's. One dial, `depth`, gives a rung of a
+    ladder of shapes; without it each size is written by hand."""
+
+    depth: int | None = how(None, ge=1, le=10_000)  # what follows from it is hashed
     width: int = what(128, ge=1, le=1_000_000)
     layers: int = what(6, ge=1, le=10_000)
     heads: int = what(4, ge=1)
@@ -185,7 +190,27 @@ class Model(Section):
     hidden: int = what(384, ge=1, le=10_000_000)
     context: int = what(256, ge=2, le=100_000_000)
     rope_theta: float = what(10_000.0, gt=0)
-    tied: bool = what(True)
+    tied: bool = what(True)  # whether the output projection is the embedding
+    qk_norm: bool = what(False)  # each head's queries and keys are normalised; exported as Qwen3, not Llama
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_of_depth(cls, body: Any) -> Any:
+        depth = body.get("depth") if isinstance(body, dict) else None
+        if type(depth) is not int or not 1 <= depth <= 10_000:
+            return body
+        from ingot.model.config import ModelConfig
+
+        rung = ModelConfig.of_depth(depth, vocabulary=512, context=2)
+        shape = {name: getattr(rung, name) for name in SHAPE}
+        for name, value in shape.items():
+            if body.get(name, value) != value:
+                by_hand = ", ".join(f"{name}: {value}" for name, value in shape.items())
+                raise ValueError(
+                    f"depth {depth} gives {name} {value}, not {body[name]}; leave out {name}, or leave out "
+                    f"depth and write all sizes by hand, from {by_hand}"
+                )
+        return {**body, **shape}
 
     @model_validator(mode="after")
     def _possible(self) -> Model:
@@ -196,7 +221,7 @@ class Model(Section):
         """The model's configuration. Raises ValueError for an impossible shape."""
         from ingot.model.config import ModelConfig  # brings torch, which `ingot runs list` needs not wait for
 
-        return ModelConfig(vocabulary=vocabulary, **self.model_dump())
+        return ModelConfig(vocabulary=vocabulary, **self.model_dump(exclude={"depth"}))
 
 
 class Training(Section):

@@ -23,9 +23,10 @@ def test_a_bad_config_names_the_field_the_value_and_the_nearest_that_fits(config
         dataclasses.replace(config, **change)
 
 
+@pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_counted_exactly(config, tied):
-    config = dataclasses.replace(config, tied=tied)
+def test_parameters_are_counted_exactly(config, tied, qk_norm):
+    config = dataclasses.replace(config, tied=tied, qk_norm=qk_norm)
     assert config.parameters() == sum(p.numel() for p in Transformer(config).parameters())
 
 
@@ -35,6 +36,29 @@ def test_presets_have_the_sizes_they_are_named_for():
     with torch.device("meta"):
         base = Transformer(PRESETS["base-1b"])
     assert PRESETS["base-1b"].parameters() == sum(p.numel() for p in base.parameters())
+
+
+def test_the_ladder_passes_through_the_presets_sizes_and_stays_wide_enough():
+    rungs = {depth: ModelConfig.of_depth(depth, vocabulary=32768, context=4096) for depth in range(1, 49)}
+    assert PRESETS["base-1b"] == rungs[24]
+    base = rungs[24]
+    shape = (base.width, base.layers, base.heads, base.kv_heads, base.hidden)
+    assert shape == (2048, 24, 16, 8, 5632)
+    sizes = [rung.parameters() for rung in rungs.values()]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] < 1.0e7
+    assert sizes[-1] > 8e9
+    for depth, rung in rungs.items():
+        assert (rung.layers, rung.head_width, rung.heads) == (depth, 128, 2 * rung.kv_heads)
+        assert rung.width % 256 == rung.hidden % 256 == 0
+        assert 8 / 3 <= rung.hidden / rung.width <= 3
+        assert depth < 3 or 64 <= rung.width / depth <= 103
+    for depth in (12, 24, 48):
+        with torch.device("meta"):
+            model = Transformer(rungs[depth])
+        assert rungs[depth].parameters() == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ValueError, match=r"model\.depth: 0 .* nearest: 1"):
+        ModelConfig.of_depth(0, vocabulary=512, context=64)
 
 
 @pytest.mark.parametrize("name", PRESETS)

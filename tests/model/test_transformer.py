@@ -5,16 +5,29 @@ import math
 import pytest
 import torch
 
-from ingot.model import PRESETS, Transformer, generate, losses, parallelize
+from ingot.model import PRESETS, ModelConfig, Transformer, generate, losses, parallelize
 
 
-@pytest.mark.parametrize("change", [{}, {"width": 512, "heads": 8, "layers": 4, "hidden": 1408}])
-def test_the_first_loss_is_the_logarithm_of_the_vocabulary(change):
-    config = dataclasses.replace(PRESETS["tiny"], **change)
+def rung(depth: int) -> ModelConfig:
+    return ModelConfig.of_depth(depth, vocabulary=4096, context=128)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PRESETS["tiny"],
+        dataclasses.replace(PRESETS["tiny"], tied=False, qk_norm=True),
+        *(rung(depth) for depth in (1, 3, 6)),
+        pytest.param(rung(12), marks=pytest.mark.long),
+    ],
+    ids=lambda config: f"{config.layers}x{config.width}{'-qk_norm' if config.qk_norm else ''}",
+)
+def test_the_first_loss_is_the_logarithm_of_the_vocabulary(config):
     model = Transformer(config)
     model.init_weights(seed=1)
-    tokens = torch.randint(config.vocabulary, (2, 257), generator=torch.Generator().manual_seed(0))
-    loss = model(tokens[:, :-1], tokens[:, 1:]).mean().item()
+    tokens = torch.randint(config.vocabulary, (2, 129), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = model(tokens[:, :-1], tokens[:, 1:]).mean().item()
     assert abs(loss - math.log(config.vocabulary)) < 0.1
 
 

@@ -37,13 +37,18 @@ ROWS, LENGTH = 8, 16
 
 
 def global_batch(step: int) -> list[Batch]:
-    """Four microbatches of two rows; the rows count very different numbers of targets."""
+    """Four microbatches of two rows, two of the five batches packed; the rows count very different
+    numbers of targets."""
     generator = torch.Generator().manual_seed(step % 5)
     tokens = torch.randint(CONFIG.vocabulary, (ROWS, LENGTH + 1), generator=generator)
     targets = tokens[:, 1:].clone()
     for row, ignored in enumerate((0, 0, 1, 0, 15, 16, 7, 16)):
         targets[row, :ignored] = IGNORED
-    return [Batch(t, u) for t, u in zip(tokens[:, :-1].split(2), targets.split(2), strict=True)]
+    documents = (torch.rand(ROWS, LENGTH, generator=generator) < 0.2).cumsum(dim=1).int()
+    return [
+        Batch(t, u, documents_BT=d if step % 5 % 2 else None)
+        for t, u, d in zip(tokens[:, :-1].split(2), targets.split(2), documents.split(2), strict=True)
+    ]
 
 
 def start(mesh: DeviceMesh | None, **options: Any) -> TrainState:

@@ -128,6 +128,12 @@ pretrain:
         ),
         ("heads: 4", "heads: 3", "recipe.yaml:14: pretrain.model: model.heads: 3 does not cut width (64)"),
         ("kv_heads: 2", "kv_heads: 3", "nearest: 4"),
+        (
+            "width: 64",
+            "depth: 6, width: 64",
+            "recipe.yaml:14: pretrain.model: depth 6 gives width 512, not 64; leave out width, or leave out ",
+        ),
+        ("width: 64", "depth: 0, width: 64", "recipe.yaml:14: pretrain.model.depth: "),
         ("width: 64", "width: 0", "recipe.yaml:14: pretrain.model.width: "),
         ("steps: 20", "steps: 20\n  warmup_steps: 20", "warmup_steps 20 leaves none of 20 steps"),
         ("vocabulary: 512", "vocabulary: 100", "recipe.yaml:9: tokenizer.vocabulary: "),
@@ -313,6 +319,7 @@ def test_workers_are_so_many_or_between_a_least_and_a_most(tmp_path: Path) -> No
         ("pretrain.micro_batch=1", False),
         ("pretrain.steps=21", True),
         ("pretrain.model.width=128", True),
+        ("pretrain.model.qk_norm=true", True),
     ],
 )
 def test_what_a_setting_changes_is_what_it_was_declared_to(
@@ -323,6 +330,17 @@ def test_what_a_setting_changes_is_what_it_was_declared_to(
         return canonical_digest([section.what() for section in stages])
 
     assert (identity(load(tmp_path, GOOD, setting)) != identity(load(tmp_path, GOOD))) == changes
+
+
+def test_a_model_of_a_depth_is_that_of_the_sizes_that_follow_from_it(tmp_path: Path) -> None:
+    dial = load(tmp_path, GOOD, "pretrain.model={depth: 3, context: 64, tied: false}").pretrain
+    sizes = "width: 256, layers: 3, heads: 2, kv_heads: 1, hidden: 768, context: 64, tied: false"
+    by_hand = load(tmp_path, GOOD, f"pretrain.model={{{sizes}}}").pretrain
+    assert dial is not None
+    assert by_hand is not None
+    assert dial.what() == by_hand.what()
+    assert dial.model.config(512) == by_hand.model.config(512)
+    assert type(dial).model_validate_json(dial.model_dump_json()) == dial
 
 
 def test_the_order_of_sources_does_not_matter(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ MEMBERS = {
     "OpenAIServingModels": [],
     "OnlineRenderer": [],
     "LlamaForCausalLM": [],
+    "Qwen3ForCausalLM": [],
     "ModelRegistry": ["register_model"],
     "engine_utils": ["get_mp_context"],
     "set_default_fingerprint_mode": [],

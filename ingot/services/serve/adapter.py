@@ -25,6 +25,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.fingerprint import set_default_fingerprint_mode
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.usage.usage_lib import UsageContext
@@ -114,6 +115,7 @@ def _start_quickly() -> None:
     """Two more imports of vLLM saved, each 15 s of a core."""
     # On a machine's first start another process would import all of it to look at the architecture.
     ModelRegistry.register_model("LlamaForCausalLM", LlamaForCausalLM)
+    ModelRegistry.register_model("Qwen3ForCausalLM", Qwen3ForCausalLM)
     # The engine's process would import it after this one has; the fork server that the replica started does
     # so at the same time.
     engine_utils.get_mp_context = lambda: multiprocessing.get_context("forkserver")
