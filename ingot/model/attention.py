@@ -59,7 +59,12 @@ class Packing(NamedTuple):
 
     @staticmethod
     def of(documents_BT: Tensor) -> Packing:
-        return Packing(documents_BT, document_starts(documents_BT) if documents_BT.is_cuda else None)
+        if not documents_BT.is_cuda:
+            return Packing(documents_BT, None)
+        starts = document_starts(documents_BT)
+        # Their number differs from batch to batch, and a block is to be compiled for all at once.
+        torch._dynamo.maybe_mark_dynamic(starts, 0)
+        return Packing(documents_BT, starts)
 
 
 def document_begins(documents_BT: Tensor) -> Tensor:
