@@ -7,6 +7,7 @@ Plain PyTorch, and nothing else is needed; only `ingot.model.huggingface`, impor
 from ingot.model.config import PRESETS, ModelConfig
 from ingot.model.generate import generate, logprobs
 from ingot.model.losses import IGNORED
+from ingot.model.muon import muon
 from ingot.model.optimizer import adamw, learning_rate
 from ingot.model.parallel import data_mesh, parallelize
 from ingot.model.step import (
@@ -37,6 +38,7 @@ __all__ = [
     "language_model_objective",
     "learning_rate",
     "logprobs",
+    "muon",
     "parallelize",
     "preference_objective",
     "train_step",

@@ -1,9 +1,10 @@
-"""AdamW and its learning rate."""
+"""AdamW, which parameters decay, and the learning rate."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,21 +19,33 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     epsilon: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over two groups of parameters: matrices decay, the rest does not.
+    """AdamW (arXiv:1711.05101) over the groups of `decay_groups`. The learning rate is the step's to set."""
+    groups = decay_groups(model, weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=can_fuse(model))
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, without: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """The parameters of a model, but for those named, in two groups: matrices decay, the rest does not.
 
     Decay keeps a matrix from growing and so its effective learning rate from shrinking. A norm's weight is
     a scale with the right value of 1, not 0. An embedding's row gets a gradient only when its token is
     seen, but would decay at every step: rare tokens would fade, and with small embeddings the gradients of
-    the first layers grow (OLMo 2, arXiv:2501.00656, section 3.5). The learning rate is the step's to set.
+    the first layers grow (OLMo 2, arXiv:2501.00656, section 3.5).
     """
-    named = list(model.named_parameters())
+    passed = {id(parameter) for parameter in without}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed = [p for _, p in named if p.dim() >= 2 and id(p) not in embeddings]
-    others = [p for _, p in named if p.dim() < 2 or id(p) in embeddings]
+    named = [p for p in model.parameters() if id(p) not in passed]
+    decayed = [p for p in named if p.dim() >= 2 and id(p) not in embeddings]
+    others = [p for p in named if p.dim() < 2 or id(p) in embeddings]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # One kernel for the whole update instead of a dozen small ones a parameter, on CPU and CUDA alike.
-    fused = all(p.device.type in ("cpu", "cuda") for _, p in named)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=fused)
+    return [group for group in groups if group["params"]]
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether AdamW's update is one kernel here instead of a dozen small ones a parameter."""
+    return all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
 
 
 def learning_rate(

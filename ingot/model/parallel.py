@@ -14,19 +14,26 @@ With a process a device and torch.distributed initialised:
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
+from ingot.model.config import divisors, nearest
 from ingot.model.transformer import Transformer
 
 Precision = Literal["fp32", "bf16"]
-Checkpointing = Literal["none", "full"]
+Checkpointing = Literal["none", "selective", "full"]
 
 
 def data_mesh(device: str, replicas: int = 1) -> DeviceMesh:
@@ -39,7 +46,8 @@ def data_mesh(device: str, replicas: int = 1) -> DeviceMesh:
     if replicas == 1:
         return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
     if replicas < 1 or world % replicas:
-        raise ValueError(f"replicas: {replicas} does not divide the {world} processes")
+        fits = nearest(replicas, divisors(world))
+        raise ValueError(f"replicas: {replicas} does not divide the {world} processes; nearest: {fits}")
     return init_device_mesh(device, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
 
 
@@ -56,20 +64,23 @@ def parallelize(
     Gradients are *sums* over the processes: the train step divides them by the global number of targets,
     which no process knows alone.
     """
-    # 1. Compilation, block by block: the blocks share one compiled graph, so it takes seconds whatever the
-    #    depth. The function is compiled rather than the module, whose call also runs FSDP's hooks: they
-    #    gather the next block's parameters while this one computes.
+    # 1. Activation checkpointing. The function is wrapped rather than the module, so that parameters keep
+    #    their names. Full: a block keeps its input only and runs again in the backward pass, a third more
+    #    computation for about a tenth of the memory. Selective: it also keeps what was dear to compute, and
+    #    runs all else again.
+    if checkpointing != "none":
+        keep = {"context_fn": keep_what_is_dear} if checkpointing == "selective" else {}
+        for block in model.blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **keep)
+
+    # 2. Compilation, block by block: the blocks share one compiled graph, so it takes seconds whatever the
+    #    depth. Around the checkpointing, which the compiler then plans for: it could not look into a compiled
+    #    function to tell its products. Not around the module, whose call also runs FSDP's hooks: they gather
+    #    the next block's parameters while this one computes.
     if compile:
         for block in model.blocks:
             block.forward = torch.compile(block.forward, fullgraph=True)
         model.compile_loss = True
-
-    # 2. Activation checkpointing: a block keeps its input only and runs again in the backward pass. A third
-    #    more computation for about a tenth of the memory. Again the function, so that parameters keep their
-    #    names.
-    if checkpointing == "full":
-        for block in model.blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
     # 3. Precision. Weights are cast where they are used (transformer.Linear), or already when they are
     #    gathered from the shards, which halves what travels.
@@ -93,6 +104,23 @@ def parallelize(
             module.set_force_sum_reduction_for_comms(True)
     model.register_forward_hook(free_root)
     return model
+
+
+def keep_what_is_dear() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What selective checkpointing does in the forward pass and when a block runs again: the results of
+    matrix products with weights and of attention are kept. They are nearly all of the computation; norms,
+    rotations, the gate's product, casts and sums cost reading and writing only."""
+    return create_selective_checkpoint_contexts(policy)
+
+
+def policy(
+    context: SelectiveCheckpointContext, operator: Any, *inputs: Any, **options: Any
+) -> CheckpointPolicy:
+    # By name: the kernels of attention are many, and those of installed packages are operators of their own.
+    # Not attention's own products (bmm), where it is computed without a kernel: their size is a row's squared.
+    name = str(operator)
+    dear = operator is torch.ops.aten.mm.default or "attention" in name or "flash_attn" in name
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def free_root(model: nn.Module, inputs: object, output: object) -> None:

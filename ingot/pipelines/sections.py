@@ -229,6 +229,8 @@ class Training(Section):
 
     steps: int = what(ge=1)
     learning_rate: float = what(gt=0)
+    optimizer: Literal["adamw", "muon"] = what("adamw")  # one learning rate serves either
+    momentum: float = what(0.95, ge=0, lt=1)  # of muon
     warmup_steps: int = what(0, ge=0)
     schedule: Literal["cosine", "warmup-stable-decay"] = what("cosine")
     floor: float = what(0.1, ge=0, le=1)  # the last learning rate over the peak
@@ -245,7 +247,9 @@ class Training(Section):
     placement: Literal["pack", "spread"] = how("pack")  # workers on few nodes, or on as many as there are
     micro_batch: int = how(8, ge=1)  # rows of one forward pass of one worker
     compile: bool = how(False)  # needs a C++ compiler on every worker
-    checkpointing: Literal["none", "full"] = how("none")  # of activations
+    # Of activations, what the backward pass computes again: nothing, all but matrix products and attention,
+    # or all of a block.
+    checkpointing: Literal["none", "selective", "full"] = how("none")
     checkpoint_every: int = how(100, ge=1)
     keep_checkpoints: int = how(2, ge=1)  # the newest ones
     log_every: int = how(10, ge=1)
@@ -274,12 +278,25 @@ class Training(Section):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Training:
+    def _schedule_fits(self) -> Training:
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps; take fewer"
+                f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps; "
+                f"nearest: {self.steps - 1}"
+            )
+        left = self.steps - self.warmup_steps
+        if self.schedule == "warmup-stable-decay" and self.decay_steps > left:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay {self.decay:g} (the last {self.decay_steps} steps) "
+                f"overlap in {self.steps} steps; nearest: warmup_steps {self.steps - self.decay_steps}, or "
+                f"decay {math.floor(1e6 * left / self.steps) / 1e6:g}"
             )
         return self
+
+    @property
+    def decay_steps(self) -> int:
+        """The steps at the end in which warmup-stable-decay falls."""
+        return round(self.decay * self.steps)
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Training:
@@ -305,6 +322,9 @@ class Pretrain(Measured):
 
     model: Model = what(default_factory=Model)
     batch_tokens: int = what(8192, ge=2)
+    z_loss: float = what(
+        0.0, ge=0
+    )  # weight of the squared logarithm of the softmax's denominator; often 1e-4
     evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
     prompts: list[str] = how(["def ", "import ", "class "])  # that the model goes on with at each evaluation
 
@@ -329,6 +349,7 @@ class Sft(Measured):
     """Conversations made from the corpus → a model that answers."""
 
     batch_conversations: int = what(32, ge=1)
+    z_loss: float = what(0.0, ge=0)  # as in pretrain
     most: int = what(20_000, ge=1)  # conversations, at most
     documents: int = what(100_000, ge=1)  # about so many of the corpus, drawn by id, are read for functions
 

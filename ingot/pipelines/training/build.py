@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ingot.errors import IngotError
-from ingot.model import ModelConfig, TrainState, Transformer, adamw, data_mesh, parallelize
+from ingot.model import ModelConfig, TrainState, Transformer, adamw, data_mesh, muon, parallelize
 from ingot.model.huggingface import export_folder, import_folder, model_config
 from ingot.model.parallel import Precision
 from ingot.pipelines.artifact import Artifact, load, put_file
@@ -44,11 +44,18 @@ def build(store: Store, job: Job, section: Training, group: Group) -> tuple[Trai
             copy_whole(parameter, weights[name])
     else:
         model.init_weights(section.seed)
-    state = TrainState(model, adamw(model, weight_decay=section.weight_decay))
+    state = TrainState(model, make_optimizer(model, section))
     if mesh is None:
         return state, Place()
     shard = mesh["shard"]
     return state, Place(shard.get_local_rank(), shard.size(), dist.get_rank() // shard.size())
+
+
+def make_optimizer(model: Transformer, section: Training) -> torch.optim.Optimizer:
+    """What the section asks for, over the parameters as this worker holds them."""
+    if section.optimizer == "muon":
+        return muon(model, weight_decay=section.weight_decay, momentum=section.momentum)
+    return adamw(model, weight_decay=section.weight_decay)
 
 
 def read_weights(store: Store, key: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:

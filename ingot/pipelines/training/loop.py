@@ -183,7 +183,7 @@ class Loop:
             steps=section.steps,
             peak=section.learning_rate,
             warmup=section.warmup_steps,
-            decay=round(section.decay * section.steps),
+            decay=section.decay_steps,
             floor=section.floor * section.learning_rate,
             schedule=section.schedule,
         )
