@@ -29,8 +29,9 @@ def cross_entropy(
     *,
     chunk: int | None = None,
     compiled: bool = False,
-) -> Tensor:
-    """Negative log-likelihood (nats, fp32) of each target under softmax(hidden @ weight.T); BT.
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood (nats, fp32) of each target under softmax(hidden @ weight.T), and the logarithm
+    of that softmax's denominator, which z-loss keeps near 0; both BT.
 
     0 where the target is `IGNORED`. When the batch has more than `LOGITS_KEPT` logits, or `chunk` is given,
     no more than a chunk of positions has its logits in memory at a time: the backward pass computes them
@@ -40,13 +41,17 @@ def cross_entropy(
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     most = LOGITS_KEPT // len(weight_VD)
     if chunk or len(targets_N) > most:
-        nll_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk or max(1, most), compiled)
+        rows = chunk or max(1, most)
+        nll_N, log_z_N = ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, rows, compiled)
     else:
         rows = CPU_ROWS if hidden_ND.device.type == "cpu" else most
         pieces = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-        nll_N = torch.cat([chunk_losses(hidden, weight_VD, targets) for hidden, targets in pieces])
+        parts = [chunk_losses(hidden, weight_VD, targets) for hidden, targets in pieces]
+        nll_N, log_z_N = (torch.cat(columns) for columns in zip(*parts, strict=True))
     # Written out, so that no gradient comes back from an ignored position either.
-    return torch.where(targets_BT == IGNORED, 0.0, nll_N.view(targets_BT.shape))
+    ignored_BT = targets_BT == IGNORED
+    nll_BT = torch.where(ignored_BT, 0.0, nll_N.view(targets_BT.shape))
+    return nll_BT, torch.where(ignored_BT, 0.0, log_z_N.view(targets_BT.shape))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -55,13 +60,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, rows: int, compiled: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
         ctx.rows, ctx.compiled = rows, compiled
         compute = maybe_compiled(chunk_losses, compiled)
         weight = weight_VD.to(hidden_ND.dtype)
         chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-        return torch.cat([compute(hidden, weight, targets) for hidden, targets in chunks])
+        parts = [compute(hidden, weight, targets) for hidden, targets in chunks]
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -71,24 +77,30 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradients = []
         # Summed over chunks in fp32: a dozen roundings to bf16 would cost the sum its last digits.
         weight_gradient_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        columns = (hidden_ND, targets_N, upstream[0])
-        for hidden, targets, scale in zip(*(column.split(ctx.rows) for column in columns), strict=True):
-            logits_gradient_NV = compute(hidden, weight, targets, scale)
+        columns = (hidden_ND, targets_N, *upstream)
+        for hidden, targets, *scales in zip(*(column.split(ctx.rows) for column in columns), strict=True):
+            logits_gradient_NV = compute(hidden, weight, targets, *scales)
             hidden_gradients.append(logits_gradient_NV @ weight)
             weight_gradient_VD += logits_gradient_NV.T @ hidden
         return torch.cat(hidden_gradients), weight_gradient_VD.to(weight_VD.dtype), None, None, None
 
 
-def chunk_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def chunk_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype)).float()
-    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="none")
+    nll_N = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="none")
+    # The denominator from the loss: no second pass over the logits, nor a gradient where none is asked for.
+    return nll_N, nll_N + logits_NV.gather(1, targets_N.clamp(min=0)[:, None])[:, 0]
 
 
-def chunk_gradients(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, upstream_N: Tensor) -> Tensor:
-    """The logits' gradient, (softmax - one-hot) * upstream, in the precision of the hidden states."""
+def chunk_gradients(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, of_nll_N: Tensor, of_log_z_N: Tensor
+) -> Tensor:
+    """The logits' gradient in the precision of the hidden states: the softmax times both upstream gradients,
+    less the loss's at the target."""
     probabilities_NV = F.linear(hidden_ND, weight_VD).float().softmax(dim=-1)
     one_hot_NV = torch.arange(len(weight_VD), device=targets_N.device) == targets_N[:, None]
-    return ((probabilities_NV - one_hot_NV.float()) * upstream_N[:, None]).to(hidden_ND.dtype)
+    scaled_NV = probabilities_NV * (of_nll_N + of_log_z_N)[:, None] - one_hot_NV * of_nll_N[:, None]
+    return scaled_NV.to(hidden_ND.dtype)
 
 
 @functools.cache

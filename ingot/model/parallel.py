@@ -116,8 +116,8 @@ def keep_what_is_dear() -> tuple[AbstractContextManager[Any], AbstractContextMan
 def policy(
     context: SelectiveCheckpointContext, operator: Any, *inputs: Any, **options: Any
 ) -> CheckpointPolicy:
-    # By name: the kernels of attention are many, and those of installed packages are operators of their own.
-    # Not attention's own products (bmm), where it is computed without a kernel: their size is a row's squared.
+    # By name: the kernels of attention are many, and those of installed packages are operators of their
+    # own. Where there is none, attention's own products (bmm) are not kept: they grow with a row's square.
     name = str(operator)
     dear = operator is torch.ops.aten.mm.default or "attention" in name or "flash_attn" in name
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE

@@ -67,13 +67,25 @@ class StepMetrics:
 
 
 Objective = Callable[[Transformer, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
-"""(model, batch) -> (sum of losses, summed weight, sums of metrics): scalars, the first with a gradient."""
+"""(model, batch) -> (sum of losses, summed weight, sums of metrics): scalars, the first with a gradient. A
+metric named `loss` is what is told as the loss, where more than that is minimised."""
 
 
-def language_model_objective(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Next-token prediction; the weight is the number of targets that count."""
-    nll_BT = model(batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT)
-    return nll_BT.sum(), (batch.targets_BT != IGNORED).sum(), {}
+def language_model_objective(
+    model: Transformer, batch: Batch, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Next-token prediction; the weight is the number of targets that count.
+
+    `z_loss` times the squared logarithm of the softmax's denominator is added at each target (PaLM,
+    arXiv:2204.02311, section 5), so that logits do not drift away, and told as the metric `z_loss`; the loss
+    that is told stays the cross-entropy.
+    """
+    rows, weight = (batch.tokens_BT, batch.targets_BT), (batch.targets_BT != IGNORED).sum()
+    if not z_loss:
+        return model(*rows, documents_BT=batch.documents_BT).sum(), weight, {}
+    nll_BT, log_z_BT = model(*rows, documents_BT=batch.documents_BT, with_log_z=True)
+    nll, penalty = nll_BT.sum(), z_loss * log_z_BT.square().sum()
+    return nll + penalty, weight, {"loss": nll, "z_loss": penalty}
 
 
 def preference_objective(beta: float, average: bool = False, label_smoothing: float = 0.0) -> Objective:

@@ -44,6 +44,7 @@ def pretraining(section: Pretrain, tokens: Artifact, tokenizer: Artifact) -> Job
     return Job(
         model=asdict(section.model.config(encoder.vocabulary)),
         dataset=Part("ingot.pipelines.training.tokens:TokenDataset", training),
+        objective=Part("ingot.pipelines.training.job:next_token", {"z_loss": section.z_loss}),
         evaluation=Part("ingot.pipelines.training.evaluation:bits_per_byte", evaluation),
         evaluate_every=section.evaluate_every,
         samples=prompts(section, tokenizer, encoder),

@@ -287,9 +287,9 @@ class Training(Section):
         left = self.steps - self.warmup_steps
         if self.schedule == "warmup-stable-decay" and self.decay_steps > left:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} and decay {self.decay:g} (the last {self.decay_steps} steps) "
-                f"overlap in {self.steps} steps; nearest: warmup_steps {self.steps - self.decay_steps}, or "
-                f"decay {math.floor(1e6 * left / self.steps) / 1e6:g}"
+                f"warmup_steps {self.warmup_steps} and decay {self.decay:g} (the last {self.decay_steps} "
+                f"steps) overlap in {self.steps} steps; nearest: warmup_steps "
+                f"{self.steps - self.decay_steps}, or decay {math.floor(1e6 * left / self.steps) / 1e6:g}"
             )
         return self
 
@@ -322,9 +322,7 @@ class Pretrain(Measured):
 
     model: Model = what(default_factory=Model)
     batch_tokens: int = what(8192, ge=2)
-    z_loss: float = what(
-        0.0, ge=0
-    )  # weight of the squared logarithm of the softmax's denominator; often 1e-4
+    z_loss: float = what(0.0, ge=0)  # weight of the softmax's squared log-denominator; 1e-4 is usual
     evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
     prompts: list[str] = how(["def ", "import ", "class "])  # that the model goes on with at each evaluation
 

@@ -64,6 +64,7 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
     job = Job(
         initial=checkpoint.key,
         dataset=Part("ingot.pipelines.conversations:ConversationDataset", dataset),
+        objective=Part("ingot.pipelines.training.job:next_token", {"z_loss": section.z_loss}),
         evaluation=Part(
             "ingot.pipelines.sft:held_out_loss", {"conversations": put_table(store, held_out).to_json()}
         ),

@@ -16,28 +16,33 @@ def inputs():
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 33, 100])
-def test_chunked_cross_entropy_is_the_plain_one_in_value_and_gradients(inputs, chunk):
+def test_chunked_cross_entropy_and_z_loss_are_the_plain_ones_in_value_and_gradients(inputs, chunk):
     hidden, weight, targets = inputs
     # Every position has a gradient of its own, as preference training gives it, and an ignored one too.
     upstream = torch.rand(targets.shape)
     logits = (hidden @ weight.T).float()
     plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-    expected = torch.autograd.grad((plain * upstream).sum(), (hidden, weight))
-
-    nll = cross_entropy(hidden, weight, targets, chunk=chunk)
-    found = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
-    assert nll.dtype == torch.float32
+    plain_log_z = torch.where(targets == IGNORED, 0.0, logits.logsumexp(dim=-1))
+    nll, log_z = cross_entropy(hidden, weight, targets, chunk=chunk)
+    assert nll.dtype == log_z.dtype == torch.float32
     assert (nll[targets == IGNORED] == 0).all()
-    torch.testing.assert_close(nll, plain)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((nll, log_z), (plain, plain_log_z))
+
+    def gradients(nll, log_z, z_loss):
+        loss = ((nll + z_loss * log_z.square()) * upstream).sum()
+        return torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+
+    for z_loss in (0.0, 0.3):
+        found, expected = gradients(nll, log_z, z_loss), gradients(plain, plain_log_z, z_loss)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_chunked_cross_entropy_takes_bf16_hidden_states_and_gives_fp32_weights_their_fp32_gradient(inputs):
     hidden, weight, targets = (inputs[0].bfloat16().detach(), inputs[1].float().detach(), inputs[2])
     hidden.requires_grad_()
     weight.requires_grad_()
-    plain = torch.autograd.grad(cross_entropy(hidden, weight, targets).sum(), (hidden, weight))
-    chunked = torch.autograd.grad(cross_entropy(hidden, weight, targets, chunk=4).sum(), (hidden, weight))
+    plain = torch.autograd.grad(cross_entropy(hidden, weight, targets)[0].sum(), (hidden, weight))
+    chunked = torch.autograd.grad(cross_entropy(hidden, weight, targets, chunk=4)[0].sum(), (hidden, weight))
     assert [gradient.dtype for gradient in chunked] == [torch.bfloat16, torch.float32]
     torch.testing.assert_close(chunked, plain, rtol=0.02, atol=0.05)
 
@@ -46,7 +51,7 @@ def test_row_logprobs_sum_the_targets_that_count(inputs):
     hidden, weight, targets = inputs
     logprobs = F.log_softmax(hidden @ weight.T, dim=-1)
     expected = [logprobs[b, range(n), targets[b, :n]].sum() for b, n in enumerate((11, 4, 11))]
-    sums, tokens = row_logprobs(cross_entropy(hidden, weight, targets), targets)
+    sums, tokens = row_logprobs(cross_entropy(hidden, weight, targets)[0], targets)
     torch.testing.assert_close(sums.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert tokens.tolist() == [11, 4, 11]
 

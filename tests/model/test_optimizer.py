@@ -1,10 +1,13 @@
 import pytest
+import torch
 
-from ingot.model import adamw, learning_rate
+from ingot.model import TrainState, Transformer, adamw, learning_rate, muon, train_step
+from ingot.model.muon import orthogonalize
 
 
-def test_matrices_decay_and_norms_and_embeddings_do_not(model):
-    optimizer = adamw(model, weight_decay=0.2)
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_matrices_decay_and_norms_and_embeddings_do_not(model, make):
+    optimizer = make(model, weight_decay=0.2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optimizer.param_groups
     decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
@@ -33,3 +36,52 @@ def test_warmup_stable_decay_stays_at_the_peak_until_the_last_steps():
 def test_a_schedule_without_warmup_or_past_its_end_is_still_defined(schedule):
     assert learning_rate(0, 10, 1.0, 0, 5, 0.2, schedule) == 1.0
     assert learning_rate(50, 10, 1.0, 0, 5, 0.2, schedule) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("shape", [(3, 48, 96), (3, 96, 32), (1, 1, 7)])
+@pytest.mark.parametrize(("precision", "slack"), [(torch.float32, 0.0), (torch.bfloat16, 0.06)])
+def test_orthogonalised_matrices_keep_their_singular_vectors_with_values_near_1(shape, precision, slack):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = left.mT @ orthogonalize(matrices.to(precision)).float() @ right.mT
+    values = found.diagonal(dim1=1, dim2=2)
+    assert 0.85 - slack < values.min()
+    assert values.max() < 1.15 + slack
+    torch.testing.assert_close(found, torch.diag_embed(values), rtol=0, atol=1e-4 + slack)
+
+
+def test_a_matrix_without_a_gradient_stays_where_it_is():
+    assert torch.equal(orthogonalize(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def test_muon_steps_by_the_orthogonal_factor_of_nesterov_momentum_and_adamw_takes_the_rest(config, model):
+    """Against the definition, by singular value decomposition, and against AdamW."""
+    other = Transformer(config)
+    other.load_state_dict(model.state_dict())
+    optimizers = [muon(model, weight_decay=0.1, momentum=0.9), adamw(other, weight_decay=0.1)]
+    matrix, average = model.get_parameter("blocks.1.feed_forward.up.weight"), torch.zeros(40, 32)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for one, same in zip(model.parameters(), other.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            same.grad = one.grad.clone()
+        before, gradient = matrix.detach().clone(), matrix.grad.clone()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+        average = 0.9 * average + 0.1 * gradient
+        left, _, right = torch.linalg.svd(0.1 * gradient + 0.9 * average, full_matrices=False)
+        expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 40**0.5 * left @ right
+        assert (matrix - expected).norm() < 0.15 * (matrix - before).norm()
+    for name in ("embedding.weight", "norm.weight", "blocks.0.attention_norm.weight"):
+        assert torch.equal(model.get_parameter(name), other.get_parameter(name))
+
+
+def test_muon_learns_by_heart(model, make_batch):
+    state, batch = TrainState(model, muon(model)), make_batch(rows=2)
+    for _ in range(150):
+        loss = train_step(state, [batch], learning_rate=1e-2, clip=1.0).loss
+        if loss < 0.01:
+            break
+    assert loss < 0.01

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from ingot.model import (
     PreferenceBatch,
     TrainState,
     adamw,
+    language_model_objective,
     logprobs,
     preference_objective,
     train_step,
@@ -38,14 +40,29 @@ def test_the_loss_is_the_mean_over_the_targets_that_count(model, make_batch):
     assert metrics.tokens == 16 + 1 + 13
 
 
-def test_four_microbatches_of_one_row_are_one_of_four_rows(model, make_batch):
+def test_z_loss_moves_the_model_and_is_told_beside_the_cross_entropy(model, make_batch):
+    batch = make_batch(rows=4, ignored=[0, 15, 3, 16])
+    plain, with_z = fresh(model), fresh(model)
+    penalised = functools.partial(language_model_objective, z_loss=0.2)
+    expected = train_step(plain, [batch], learning_rate=1e-3, clip=1.0)
+    metrics = train_step(with_z, [batch], learning_rate=1e-3, clip=1.0, objective=penalised)
+    log_z = model(batch.tokens_BT).logsumexp(dim=-1)[batch.targets_BT != IGNORED]
+    assert (metrics.loss, expected.extra) == (expected.loss, {})
+    assert metrics.extra == pytest.approx({"z_loss": 0.2 * log_z.square().mean().item()}, rel=1e-5)
+    assert metrics.gradient_norm != pytest.approx(expected.gradient_norm, rel=0.01)
+    for _ in range(20):
+        last = train_step(with_z, [batch], learning_rate=1e-2, clip=1.0, objective=penalised)
+    assert last.extra["z_loss"] < 0.5 * metrics.extra["z_loss"]
+
+
+def test_eight_microbatches_of_one_row_are_one_of_eight_rows(model, make_batch):
     whole, accumulated = fresh(model), fresh(model)
     for step in range(3):
-        batch = make_batch(rows=4, seed=step, ignored=[0, 15, 3, 16])
+        batch = make_batch(rows=8, seed=step, ignored=[0, 15, 3, 16, 0, 1, 0, 9])
         one = train_step(whole, [batch], learning_rate=1e-3, clip=0.5)
-        four = train_step(accumulated, cut(batch, 1), learning_rate=1e-3, clip=0.5)
-        assert (one.loss, one.gradient_norm) == pytest.approx((four.loss, four.gradient_norm), rel=1e-5)
-        assert one.tokens == four.tokens
+        eight = train_step(accumulated, cut(batch, 1), learning_rate=1e-3, clip=0.5)
+        assert (one.loss, one.gradient_norm) == pytest.approx((eight.loss, eight.gradient_norm), rel=1e-5)
+        assert one.tokens == eight.tokens
     assert whole.step == accumulated.step == 3
     torch.testing.assert_close(whole.model.state_dict(), accumulated.model.state_dict(), rtol=0, atol=1e-5)
 

@@ -1,9 +1,11 @@
+import collections
 import dataclasses
 import functools
 import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ingot.model import PRESETS, ModelConfig, Transformer, generate, losses, parallelize
 
@@ -68,14 +70,46 @@ def gradients(model: Transformer, batch) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def test_activation_checkpointing_changes_no_gradient_and_no_name(config, model, make_batch):
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient_and_no_name(config, model, make_batch, checkpointing):
     batch = make_batch(rows=2)
-    checkpointed = parallelize(Transformer(config), checkpointing="full")
+    checkpointed = parallelize(Transformer(config), checkpointing=checkpointing)
     checkpointed.load_state_dict(model.state_dict())
-    torch.testing.assert_close(gradients(checkpointed, batch), gradients(model, batch))
+    torch.testing.assert_close(gradients(checkpointed, batch), gradients(model, batch), rtol=0, atol=0)
 
 
-def test_compilation_changes_no_gradient(config, model, make_batch, monkeypatch):
+class Operators(TorchDispatchMode):
+    """Counts what is run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operator, types, inputs=(), options=None):
+        self.counts[operator] += 1
+        return operator(*inputs, **(options or {}))
+
+
+def test_selective_checkpointing_runs_all_again_but_products_and_attention(config, make_batch):
+    batch, again = make_batch(rows=2), {}
+    aten = torch.ops.aten
+    attention = aten._scaled_dot_product_flash_attention_for_cpu
+    for checkpointing in ("none", "selective", "full"):
+        model = parallelize(Transformer(config), checkpointing=checkpointing)
+        loss = model(batch.tokens_BT, batch.targets_BT).sum()
+        with Operators() as ran:
+            loss.backward()
+        kinds = (aten.mm.default, attention.default, aten.silu.default)
+        again[checkpointing] = [ran.counts[kind] for kind in kinds]
+    products, layers = again["none"][0], config.layers
+    assert again["none"] == [products, 0, 0]
+    assert again["selective"] == [products, 0, layers]
+    # all of a block but its last product, whose result nobody asks for
+    assert again["full"] == [products + 6 * layers, layers, layers]
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_compilation_changes_no_gradient(config, model, make_batch, monkeypatch, checkpointing):
     """Block by block, checkpointed, and the loss in chunks that are compiled in both passes.
 
     By the compiler's front end: what its back end makes of the graphs takes it two minutes, cold.
@@ -83,7 +117,7 @@ def test_compilation_changes_no_gradient(config, model, make_batch, monkeypatch)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(losses, "LOGITS_KEPT", 8 * config.vocabulary)
     batch = make_batch(rows=2)
-    compiled = parallelize(Transformer(config), compile=True, checkpointing="full")
+    compiled = parallelize(Transformer(config), compile=True, checkpointing=checkpointing)
     compiled.load_state_dict(model.state_dict())
     torch.testing.assert_close(gradients(compiled, batch), gradients(model, batch))
     assert generate(compiled, [[1, 2], [3]], new_tokens=4) == generate(model, [[1, 2], [3]], new_tokens=4)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 
@@ -74,8 +75,8 @@ class Job:
         return Job(**{**body, **parts, "evaluation": evaluation, "samples": samples, "special": special})
 
 
-def next_token() -> Any:
+def next_token(z_loss: float = 0.0) -> Any:
     """The objective of pretraining and fine-tuning."""
     from ingot.model import language_model_objective
 
-    return language_model_objective
+    return partial(language_model_objective, z_loss=z_loss)
