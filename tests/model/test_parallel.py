@@ -18,18 +18,10 @@ MATRICES = 2 * 7
 """In the blocks of the model that is trained."""
 
 
-def run(folder: Path, ranks: int, what: str) -> dict[str, Any]:
+def run(folder: Path, what: str) -> dict[str, Any]:
     script = str(Path(__file__).with_name("train_ranks.py"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen([sys.executable, script, str(rank), str(folder), what], env=environment)
-        for rank in range(ranks)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0] * ranks
-    finally:
-        for process in processes:
-            process.kill()
+    subprocess.run([sys.executable, script, str(folder), what], env=environment, check=True, timeout=280)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -41,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[str, Any]:
     """What each rank of each number of processes saw, by "WORLD-RANK"."""
-    return run(folder, 4, "equal")
+    return run(folder, "equal")
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -55,7 +47,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_any_number_of_processes_with_unequal_targets_trains_as_one(runs, folder, optimizer):
     alone = runs["1-0"][optimizer]
-    assert len(alone["loss"]) == 50
+    assert len(alone["loss"]) == {"adamw": 50, "muon": 20}[optimizer]
     assert alone["loss"][-1] < 0.9 * alone["loss"][0]
     one = torch.load(folder / "1.pt", weights_only=True)[optimizer]
     for world, rank in WORLDS[1:]:
@@ -96,7 +88,7 @@ def test_sharded_and_selectively_checkpointed_is_neither(runs):
 
 @pytest.mark.long
 def test_sharded_selectively_checkpointed_and_compiled_is_eager(tmp_path):
-    seen = run(tmp_path, 2, "compiled")["compiled-0"]
+    seen = run(tmp_path, "compiled")["compiled-0"]
     assert_equal(seen["compiled"], seen["eager"])
 
 

@@ -1,9 +1,10 @@
-"""One of four processes that train the same small model, four, three and two of them together and one of them
-alone; started by test_parallel.py.
+"""Four processes that train the same small model, four, three and two of them together and one of them alone;
+started by test_parallel.py.
 
-    python train_ranks.py RANK FOLDER equal|compiled
+    python train_ranks.py FOLDER equal|compiled
 
-They meet through files in FOLDER, and each leaves there what it saw.
+They are forked, as importing PyTorch takes longer than all they do. They meet through files in FOLDER, and
+each leaves there what it saw.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -82,7 +83,8 @@ def train(state: TrainState, rank: int, world: int, steps: int) -> dict[str, lis
 
 
 def whole(state: TrainState) -> dict[str, torch.Tensor]:
-    return get_model_state_dict(state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    tensors = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
 @contextmanager
@@ -113,17 +115,15 @@ def train_equally(rank: int, world: int, folder: Path) -> dict[str, Any]:
         weights = {"adamw": whole(state)}
         state = start(mesh, muon)
         with counted_matrices() as counts:
-            train(state, rank, world, steps=1)
-        seen["orthogonalised"] = sum(counts)
-        state = start(mesh, muon)
-        seen["muon"] = train(state, rank, world, steps=50)
+            seen["muon"] = train(state, rank, world, steps=20)
+        seen["orthogonalised"] = sum(counts) // 20
         weights["muon"] = whole(state)
         if world > 1:
             seen["replicated"] = train(start(data_mesh("cpu", replicas=world)), rank, world, steps=5)
             seen["selective"] = train(start(mesh, checkpointing="selective"), rank, world, steps=5)
         if world == 4:
             hybrid = data_mesh("cpu", replicas=2)
-            seen["hybrid"] = train(start(hybrid, muon, checkpointing="full"), rank, world, steps=50)
+            seen["hybrid"] = train(start(hybrid, muon, checkpointing="full"), rank, world, steps=20)
         if world == 2:
             half = start(mesh, precision="bf16", checkpointing="full")
             seen["bf16"] = train(half, rank, world, steps=20)
@@ -160,7 +160,7 @@ def train_compiled(rank: int, folder: Path) -> dict[str, Any]:
         }
 
 
-def main(rank: int, folder: Path, what: str) -> None:
+def run(rank: int, folder: Path, what: str) -> None:
     torch.set_num_threads(1)
     if what == "compiled":
         (folder / f"compiled-{rank}.json").write_text(json.dumps(train_compiled(rank, folder)))
@@ -172,5 +172,16 @@ def main(rank: int, folder: Path, what: str) -> None:
         (folder / "1-0.json").write_text(json.dumps(train_equally(0, 1, folder)))
 
 
+def main(folder: Path, what: str) -> int:
+    fork = multiprocessing.get_context("fork")
+    ranks = range(2 if what == "compiled" else 4)
+    processes = [fork.Process(target=run, args=(rank, folder, what), daemon=True) for rank in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in processes)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -46,8 +46,9 @@ def load_checkpoint(
     store: Store, key: str, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Fills model and optimizer from the checkpoint of `step` and returns its `state.json`. Only files that
-    hold rows this process needs are read, each whole and verified. Raises Damaged, and StoreError where
-    another run of the training has come further and deletes it."""
+    hold rows this process needs are read, each whole and verified. Raises Damaged, IngotError where it is of
+    another model or another optimizer, and StoreError where another run of the training has come further and
+    deletes it."""
     artifact = load(store, _folder(key, step))
     if artifact is None:
         raise _superseded(store, key, step)
@@ -61,7 +62,7 @@ def load_checkpoint(
 
 def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = artifact.json("state.json")
-    _refuse_other_model(artifact, state, model)
+    _refuse_another(artifact, state, model, optimizer)
     tensors = make_room(model, optimizer, list(state["tensors"]), state["numbers"])
     needed: dict[str, list[tuple[str, Part, int, int, int]]] = {}
     for name, tensor in tensors.items():
@@ -77,7 +78,12 @@ def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Opt
     return state
 
 
-def _refuse_other_model(artifact: Artifact, state: Mapping[str, Any], model: torch.nn.Module) -> None:
+def _refuse_another(
+    artifact: Artifact, state: Mapping[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raises IngotError where a checkpoint is not of such a model and such an optimizer."""
+    folder = artifact.key.rpartition("/")[0]
+    mend = f"train with the settings that it was made with, or delete all below {folder}/ to begin anew"
     here = {f"parameter/{name}": list(parameter.shape) for name, parameter in model.named_parameters()}
     tensors = state["tensors"].items()
     there = {name: entry["shape"] for name, entry in tensors if name.startswith("parameter/")}
@@ -87,8 +93,12 @@ def _refuse_other_model(artifact: Artifact, state: Mapping[str, Any], model: tor
         raise IngotError(
             f"{artifact.key} is a checkpoint of another architecture: {len(differing)} tensors differ, the "
             f"first is {word.partition('/')[2]}, {there.get(word) or 'missing'} there and "
-            f"{here.get(word) or 'missing'} in this model; train with the settings that it was made with, or "
-            f"delete all below {artifact.key.rpartition('/')[0]}/ to begin anew"
+            f"{here.get(word) or 'missing'} in this model; {mend}"
+        )
+    kind = type(optimizer).__name__
+    if state["optimizer_class"] != kind:
+        raise IngotError(
+            f"{artifact.key} holds the state of another optimizer: {state['optimizer_class']}, not {kind}; {mend}"
         )
 
 
@@ -131,7 +141,8 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         if self.place.replica:
             return
-        work = (step, parts, buffers, numbers, {"step": step, **facts}, log)
+        facts = {"step": step, "optimizer_class": type(optimizer).__name__, **facts}
+        work = (step, parts, buffers, numbers, facts, log)
         self._thread = threading.Thread(target=self._run, args=work, daemon=True)
         self._thread.start()
 

@@ -1,8 +1,8 @@
 """A training's state as named tensors, and which rows of each this process holds.
 
 Sharded parameters (FSDP2) are cut along their first dimension into ceil(rows / shards) rows each, the last
-shards shorter or empty; AdamW's moments are cut like their parameters. Names are "parameter/<name>" and, for
-the optimizer, "<its word>/<name>", such as "exp_avg/blocks.0.attention.query.weight"."""
+shards shorter or empty; the optimizer's tensors are cut like their parameters. Names are "parameter/<name>"
+and, for the optimizer, "<its word>/<name>", such as "exp_avg/blocks.0.attention.query.weight"."""
 
 from __future__ import annotations
 

@@ -8,28 +8,32 @@ All three read what one process saved at `one` and save it at `three`. Two of th
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from ingot.model import ModelConfig, Transformer, adamw, parallelize
+from ingot.model import ModelConfig, Transformer, adamw, muon, parallelize
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint
 
 # No dimension is a multiple of three, and a norm has fewer rows than there are processes.
 CONFIG = ModelConfig(vocabulary=97, width=2, layers=2, heads=1, kv_heads=1, hidden=7, context=8)
 STEP = 3
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
 def copy(folder: str, source: str, target: str, mesh: DeviceMesh, place: Place) -> None:
+    """With the state of either optimizer."""
     store = LocalStore(folder)
-    model = parallelize(Transformer(CONFIG), mesh)
-    optimizer = adamw(model)
-    load_checkpoint(store, source, STEP, model, optimizer)
-    writer = CheckpointWriter(store, target, place, attempt=1, keep=1)
-    writer.save(STEP, model, optimizer, {})
-    writer.wait()
+    for name, make in OPTIMIZERS.items():
+        model = parallelize(Transformer(CONFIG), mesh)
+        optimizer = make(model)
+        load_checkpoint(store, f"{name}/{source}", STEP, model, optimizer)
+        writer = CheckpointWriter(store, f"{name}/{target}", place, attempt=1, keep=1)
+        writer.save(STEP, model, optimizer, {})
+        writer.wait()
 
 
 def main(rank: int, folder: str) -> None:

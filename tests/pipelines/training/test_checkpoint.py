@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_ranks import CONFIG, STEP
+from checkpoint_ranks import CONFIG, OPTIMIZERS, STEP
 from torch import Tensor
 
-from ingot.model import Batch, TrainState, Transformer, adamw, train_step
+from ingot.errors import IngotError
+from ingot.model import Batch, TrainState, Transformer, train_step
 from ingot.pipelines.artifact import Damaged, load
 from ingot.pipelines.runs import Fenced
 from ingot.pipelines.store import LocalStore, StoreError
@@ -27,11 +28,11 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(str(tmp_path))
 
 
-def trained(steps: int = STEP) -> TrainState:
+def trained(steps: int = STEP, optimizer: str = "adamw") -> TrainState:
     """A model with moments in its optimizer."""
     model = Transformer(CONFIG)
     model.init_weights(seed=1)
-    state = TrainState(model, adamw(model))
+    state = TrainState(model, OPTIMIZERS[optimizer](model))
     generator = torch.Generator().manual_seed(steps)
     for _ in range(steps):
         tokens = torch.randint(CONFIG.vocabulary, (4, 9), generator=generator)
@@ -46,11 +47,11 @@ def save(store: LocalStore, key: str, state: TrainState, keep: int = 2) -> Check
     return writer
 
 
-def loaded(store: LocalStore, key: str, step: int = STEP) -> TrainState:
+def loaded(store: LocalStore, key: str, step: int = STEP, optimizer: str = "adamw") -> TrainState:
     model = Transformer(CONFIG)
-    optimizer = adamw(model)
-    load_checkpoint(store, key, step, model, optimizer)
-    return TrainState(model, optimizer, step)
+    state = TrainState(model, OPTIMIZERS[optimizer](model), step)
+    load_checkpoint(store, key, step, model, state.optimizer)
+    return state
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
@@ -58,7 +59,9 @@ def assert_same(one: TrainState, other: TrainState) -> None:
     assert numbers == other_numbers
     assert set(numbers.values()) == {float(STEP)}
     assert tensors.keys() == others.keys()
-    assert len(tensors) == 3 * len(list(one.model.parameters()))
+    kept = {"AdamW": 2, "Muon": 1}[type(one.optimizer).__name__]  # in the blocks, tensors a matrix
+    sizes = [(name.startswith("blocks"), p.dim()) for name, p in one.model.named_parameters()]
+    assert len(tensors) == sum(1 + (kept if size == (True, 2) else 2) for size in sizes)
     for name, tensor in tensors.items():
         assert bits(tensor) == bits(others[name]), name
 
@@ -68,28 +71,33 @@ def bits(tensor: Tensor) -> bytes:
 
 
 def test_one_process_two_and_three_read_what_the_others_saved(store: LocalStore, tmp_path: Path) -> None:
-    state = trained()
-    save(store, "one", state)
+    states = {name: trained(optimizer=name) for name in OPTIMIZERS}
+    for name, state in states.items():
+        save(store, f"{name}/one", state)
     script = Path(__file__).with_name("checkpoint_ranks.py")
     command = [sys.executable, str(script)]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(3)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0]
     for key, shards in (("three", 3), ("two", 2), ("replicated", 1)):
-        artifact = load(store, f"{key}/checkpoints/{STEP:08d}")
-        assert artifact is not None
-        assert len(artifact.names("rank-")) == shards
-        assert_same(loaded(store, key), state)
-    rows = load(store, f"three/checkpoints/{STEP:08d}").json("state.json")["tensors"]  # type: ignore[union-attr]
+        for name, state in states.items():
+            artifact = load(store, f"{name}/{key}/checkpoints/{STEP:08d}")
+            assert artifact is not None
+            assert len(artifact.names("rank-")) == shards
+            assert_same(loaded(store, f"{name}/{key}", optimizer=name), state)
+    rows = load(store, f"adamw/three/checkpoints/{STEP:08d}").json("state.json")["tensors"]  # type: ignore[union-attr]
     assert [row[1:] for row in rows["exp_avg/embedding.weight"]["rows"]] == [[0, 33], [33, 66], [66, 97]]
     assert [row[1:] for row in rows["parameter/norm.weight"]["rows"]] == [[0, 1], [1, 2]]
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(store: LocalStore) -> None:
-    state = trained()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
+    store: LocalStore, optimizer: str
+) -> None:
+    state = trained(optimizer=optimizer)
     save(store, KEY, state)
     tokens = torch.arange(36).view(4, 9)
     batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
-    again = loaded(store, KEY)
+    again = loaded(store, KEY, optimizer=optimizer)
     losses = [
         train_step(each, batches, learning_rate=0.01, clip=1.0).loss
         for _ in range(3)
@@ -148,6 +156,15 @@ def test_retention_spares_objects_of_other_trainings_with_the_same_state(store: 
     save(store, "artifacts/pretrain/b", trained(3), keep=1)
     save(store, KEY, trained(4), keep=1)
     assert_same(loaded(store, "artifacts/pretrain/b"), trained(3))
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_with_the_mend(store: LocalStore) -> None:
+    save(store, KEY, trained())
+    said = (
+        f"^{KEY}/checkpoints/00000003 holds the state of another optimizer: AdamW, not Muon; train with the"
+    )
+    with pytest.raises(IngotError, match=f"{said} .* delete all below {KEY}/checkpoints/ to begin anew$"):
+        loaded(store, KEY, optimizer="muon")
 
 
 @pytest.mark.parametrize("file", ["rank-00000-of-00001.safetensors", "state.json"])
