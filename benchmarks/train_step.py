@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="run so many layers of the model only")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if cuda else "fp32")
-    parser.add_argument("--checkpointing", choices=("none", "full"), default="none")
+    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="none")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if cuda else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     return parser.parse_args()

@@ -47,15 +47,14 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_any_number_of_processes_with_unequal_targets_trains_as_one(runs, folder, optimizer):
     alone = runs["1-0"][optimizer]
-    assert len(alone["loss"]) == {"adamw": 50, "muon": 20}[optimizer]
+    assert len(alone["loss"]) == {"adamw": 50, "muon": 10}[optimizer]
     assert alone["loss"][-1] < 0.9 * alone["loss"][0]
     one = torch.load(folder / "1.pt", weights_only=True)[optimizer]
     for world, rank in WORLDS[1:]:
         assert runs[f"{world}-{rank}"][optimizer] == runs[f"{world}-0"][optimizer]
         assert_equal(runs[f"{world}-{rank}"][optimizer], alone)
         weights = torch.load(folder / f"{world}.pt", weights_only=True)[optimizer]
-        # A few of AdamW's first steps divide two tiny numbers: single weights differ by up to 1e-5.
-        torch.testing.assert_close(weights, one, rtol=0, atol=1e-4)
+        torch.testing.assert_close(weights, one, rtol=0, atol=1e-5)
 
 
 def test_no_rank_holds_a_whole_parameter(runs):
@@ -76,14 +75,12 @@ def test_each_matrix_is_orthogonalised_by_one_of_the_ranks(runs):
 
 
 def test_replicated_groups_and_groups_of_shards_sum_their_gradients(runs):
-    for world in (2, 3, 4):
-        assert_equal(runs[f"{world}-0"]["replicated"], runs["1-0"]["adamw"])
+    assert_equal(runs["3-0"]["replicated"], runs["1-0"]["adamw"])
     assert_equal(runs["4-0"]["hybrid"], runs["1-0"]["muon"])
 
 
 def test_sharded_and_selectively_checkpointed_is_neither(runs):
-    for world in (2, 3, 4):
-        assert_equal(runs[f"{world}-0"]["selective"], runs["1-0"]["adamw"])
+    assert_equal(runs["3-0"]["selective"], runs["1-0"]["adamw"])
 
 
 @pytest.mark.long
@@ -94,7 +91,7 @@ def test_sharded_selectively_checkpointed_and_compiled_is_eager(tmp_path):
 
 def test_bf16_with_checkpointing_follows_the_fp32_losses_on_fp32_master_weights(runs):
     assert runs["2-0"]["bf16_master"] == ["torch.float32"]
-    assert runs["2-0"]["bf16"]["loss"] == pytest.approx(runs["1-0"]["adamw"]["loss"][:20], rel=0.02)
+    assert runs["2-0"]["bf16"]["loss"] == pytest.approx(runs["1-0"]["adamw"]["loss"][:10], rel=0.02)
 
 
 def test_a_sharded_model_generates_what_the_whole_one_does(runs):

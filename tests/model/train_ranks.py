@@ -115,18 +115,18 @@ def train_equally(rank: int, world: int, folder: Path) -> dict[str, Any]:
         weights = {"adamw": whole(state)}
         state = start(mesh, muon)
         with counted_matrices() as counts:
-            seen["muon"] = train(state, rank, world, steps=20)
-        seen["orthogonalised"] = sum(counts) // 20
+            seen["muon"] = train(state, rank, world, steps=10)
+        seen["orthogonalised"] = sum(counts) // 10
         weights["muon"] = whole(state)
-        if world > 1:
+        if world == 3:
             seen["replicated"] = train(start(data_mesh("cpu", replicas=world)), rank, world, steps=5)
             seen["selective"] = train(start(mesh, checkpointing="selective"), rank, world, steps=5)
         if world == 4:
             hybrid = data_mesh("cpu", replicas=2)
-            seen["hybrid"] = train(start(hybrid, muon, checkpointing="full"), rank, world, steps=20)
+            seen["hybrid"] = train(start(hybrid, muon, checkpointing="full"), rank, world, steps=10)
         if world == 2:
             half = start(mesh, precision="bf16", checkpointing="full")
-            seen["bf16"] = train(half, rank, world, steps=20)
+            seen["bf16"] = train(half, rank, world, steps=10)
             seen["bf16_master"] = sorted({str(p.dtype) for p in half.model.parameters()})
         if rank == 0:
             torch.save(weights, folder / f"{world}.pt")

@@ -95,11 +95,9 @@ def _refuse_another(
             f"first is {word.partition('/')[2]}, {there.get(word) or 'missing'} there and "
             f"{here.get(word) or 'missing'} in this model; {mend}"
         )
-    kind = type(optimizer).__name__
-    if state["optimizer_class"] != kind:
-        raise IngotError(
-            f"{artifact.key} holds the state of another optimizer: {state['optimizer_class']}, not {kind}; {mend}"
-        )
+    kind, other = type(optimizer).__name__, state["optimizer_class"]
+    if other != kind:
+        raise IngotError(f"{artifact.key} holds the state of another optimizer: {other}, not {kind}; {mend}")
 
 
 class CheckpointWriter:
