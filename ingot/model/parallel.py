@@ -119,7 +119,7 @@ def policy(
     # By name: the kernels of attention are many, and those of installed packages are operators of their
     # own. Where there is none, attention's own products (bmm) are not kept: they grow with a row's square.
     name = str(operator)
-    dear = operator is torch.ops.aten.mm.default or "attention" in name or "flash_attn" in name
+    dear = operator is torch.ops.aten.mm.default or "attention" in name or "attn" in name
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -78,10 +78,7 @@ def test_muon_steps_by_the_orthogonal_factor_of_nesterov_momentum_and_adamw_take
         assert torch.equal(model.get_parameter(name), other.get_parameter(name))
 
 
-def test_muon_learns_by_heart(model, make_batch):
+def test_muon_learns(model, make_batch):
     state, batch = TrainState(model, muon(model)), make_batch(rows=2)
-    for _ in range(150):
-        loss = train_step(state, [batch], learning_rate=1e-2, clip=1.0).loss
-        if loss < 0.01:
-            break
-    assert loss < 0.01
+    losses = [train_step(state, [batch], learning_rate=1e-2, clip=1.0).loss for _ in range(30)]
+    assert losses[-1] < 0.1 * losses[0]

@@ -139,8 +139,8 @@ pretrain:
         (
             "steps: 20",
             "steps: 20\n  schedule: warmup-stable-decay\n  warmup_steps: 6\n  decay: 0.8",
-            "warmup_steps 6 and decay 0.8 (the last 16 steps) overlap in 20 steps; nearest: warmup_steps 4, or "
-            "decay 0.7",
+            "warmup_steps 6 and decay 0.8 (the last 16 steps) overlap in 20 steps; nearest: warmup_steps 4, "
+            "or decay 0.7",
         ),
         ("steps: 20", "steps: 20\n  optimizer: lion", "recipe.yaml:12: pretrain.optimizer: "),
         ("vocabulary: 512", "vocabulary: 100", "recipe.yaml:9: tokenizer.vocabulary: "),
