@@ -89,6 +89,15 @@ class Artifact:
         they are not verified, as a part has no digest of its own."""
         return read_range(self.store, self.files[name], start, length, *self._place(name))
 
+    def damaged(self, name: str, at: int) -> Damaged:
+        """The error for a file whose byte `at`, or what is around it, is not what was stored."""
+        first = 0
+        for piece in self.files[name].pieces:
+            if at < (first := first + piece.bytes):
+                break
+        what, artifact = self._place(name)
+        return _damage(self.store, what, piece, "was altered", artifact)
+
     def _place(self, name: str) -> tuple[str, str]:
         """A file's words in an error, and the artifact it is of."""
         return (f"{self.key}/{name}" if self.key else name), self.key

@@ -1,8 +1,9 @@
 """The tokens stage: what dedup kept → shards of token ids, and an index from documents to places in them.
 
 A shard holds raw little-endian integers, uint16 where the vocabulary fits, with an end-of-text after every
-document. The documents of each file of the corpus give one training shard and one held-out shard; which of
-the two a document goes to depends on its id alone."""
+document. The documents of each file of the corpus, which are of one source, give one training shard and one
+held-out shard; which of the two a document goes to depends on its id alone. `index/` has a table of the
+documents of each pair of shards in their order, and `lookup/` leads from any id to its row (places.py)."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ingot.errors import IngotError
-from ingot.pipelines.artifact import Artifact, File, put_file, put_json, put_table, read_file, read_table
+from ingot.pipelines.artifact import Artifact, File, put_json, put_table, read_file, read_table
 from ingot.pipelines.columns import utf8
+from ingot.pipelines.places import lookups_for, merge_lookups, put_run
 from ingot.pipelines.sections import Tokens
+from ingot.pipelines.shards import put_shard
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import SPECIAL, TextEncoder, load_tokenizer
 from ingot.pipelines.units import Unit, Workspace
@@ -24,7 +27,7 @@ from ingot.pipelines.units import Unit, Workspace
 if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "held-out")
 
 
@@ -33,6 +36,7 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
 
     corpus, dedup, tokenizer = inputs["corpus"], inputs["dedup"], inputs["tokenizer"]
     encoder = load_tokenizer(tokenizer)
+    lookups = lookups_for(dedup.metrics["documents_out"])
     units = []
     for number, name in enumerate(corpus.names("documents/")):
         body = {
@@ -41,6 +45,7 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
             "tokenizer": tokenizer.files["tokenizer.json"].to_json(),
             "held_out": section.held_out,
             "shard": number,
+            "lookups": lookups,
         }
         units.append(Unit(f"{number:05d}", body))
     records = workspace.run("encode", units, _encode)
@@ -49,9 +54,9 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
     for unit, record in zip(units, records, strict=True):
         files[f"index/{unit.name}.parquet"] = File.from_json(record["index"])
         for split in SPLITS:
-            file = File.from_json(record[split])
-            files[f"{split}/{unit.name}.bin"] = file
-            shards[split].append([f"{split}/{unit.name}.bin", file.tokens])
+            name = f"{split}/{unit.name}.bin"
+            files[name], files[f"blocks/{name}"] = (File.from_json(entry) for entry in record[split])
+            shards[split].append([name, files[name].tokens])
     counts = {split: sum(tokens for _, tokens in shards[split]) for split in SPLITS}
     for split in SPLITS:
         if not counts[split]:
@@ -64,7 +69,9 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
         "vocabulary": encoder.vocabulary,
         "end_of_text": encoder.end_of_text,
         "shards": shards,
+        "sources": [record["source"] for record in records],  # of each pair of shards
     }
+    files |= merge_lookups(workspace, [record["lookup"] for record in records], lookups)
     files["meta.json"] = put_json(workspace.store, meta)
     documents, text = (sum(record[name] for record in records) for name in ("documents", "bytes"))
     metrics = {
@@ -83,10 +90,9 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
 def _by_source(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found: dict[str, list[int]] = {}
     for record in records:
-        for name, (text, tokens) in record["by_source"].items():
-            before = found.setdefault(name, [0, 0])
-            found[name] = [before[0] + text, before[1] + tokens]
-    return {name: text / max(1, tokens) for name, (text, tokens) in sorted(found.items())}
+        before = found.setdefault(record["source"], [0, 0])
+        found[record["source"]] = [before[0] + record["bytes"], before[1] + record["tokens"]]
+    return {name: text / max(1, tokens) for name, (text, tokens) in sorted(found.items()) if text}
 
 
 def _used(records: Sequence[Mapping[str, Any]]) -> int:
@@ -101,6 +107,7 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
 
     documents = read_table(store, File.from_json(body["documents"]), "documents", ["id", "text", "source"])
     kept = read_table(store, File.from_json(body["kept"]), "kept", ["id"])
+    [source] = documents["source"].unique().to_pylist()  # a file of the corpus is of one
     documents = documents.filter(
         pyarrow.compute.is_in(documents["id"], value_set=kept["id"].combine_chunks())
     )
@@ -121,7 +128,7 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
         sizes = tokens[own] + 1
         offset[own] = np.cumsum(sizes) - sizes
         shard = ended[np.repeat(own, tokens + 1)]
-        shards[split] = put_file(store, shard.tobytes(), tokens=len(shard)).to_json()
+        shards[split] = [file.to_json() for file in put_shard(store, shard)]
     index = pyarrow.table(
         {
             "id": documents["id"],
@@ -132,20 +139,16 @@ def _encode(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
             "bytes": np.diff(offsets),
         }
     )
-    sources = documents["source"].combine_chunks().dictionary_encode()
-    by_source = {
-        name: [int(np.diff(offsets)[own].sum()), int(tokens[own].sum())]
-        for number, name in enumerate(sources.dictionary.to_pylist())
-        if (own := sources.indices.to_numpy() == number).any()
-    }
     used = np.zeros(encoder.vocabulary, bool)
     used[ids] = True
     return {
         **shards,
         "index": put_table(store, index).to_json(),
+        "lookup": put_run(store, names, body["shard"], body["lookups"]),
+        "source": source,
         "documents": len(names),
         "bytes": int(offsets[-1] - offsets[0]),
-        "by_source": by_source,
+        "tokens": len(ids),
         "used": np.packbits(used).tobytes().hex(),  # a bit for each id that occurs
     }
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from ingot.errors import IngotError
+from ingot.pipelines import places as module
 from ingot.pipelines.artifact import Artifact
+from ingot.pipelines.places import Places
+from ingot.pipelines.shards import Span
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.tokenizer import SPECIAL, load_tokenizer
 from ingot.pipelines.tokens import held_out
@@ -123,7 +126,61 @@ def test_the_digest_is_the_same_on_one_worker(
     again = run_one_stage(small_path.store, "tokens", SETTINGS, small_path.inputs, workers=1)
     assert again.digest == tokens.digest
     # the golden digest: where it changes, tokens.VERSION (or tokenizer's, or corpus's) must have changed
-    assert tokens.digest == "46283f3d4e037ea2b2cffada895d191c49f30c4588127db9607acf637b68bbad"
+    assert tokens.digest == "32559c45660987ea642ddd5dd18181ca6490479dbaad3f83b45483461bb6fcae"
+
+
+def test_a_document_is_found_by_its_id(
+    tokens: Artifact, index: list[dict[str, Any]], small_path: Any
+) -> None:
+    places = Places(tokens)
+    position = {"train": 0, "held-out": 0}
+    for row in index:
+        place = places.of(row["id"])
+        assert place is not None
+        assert (place.document, place.source) == (row["id"], "small")
+        assert place.shard == f"{row['split']}/{row['shard']:05d}.bin"
+        assert (place.offset, place.tokens) == (row["offset"], row["tokens"])
+        assert place.position == position[row["split"]]  # they follow each other
+        position[row["split"]] += row["tokens"] + 1
+    names = small_path.dedup.names("removed/")
+    gone = [row for name in names for row in small_path.dedup.table(name)["id"].to_pylist()]
+    assert gone
+    assert not any(places.of(document) for document in (*gone, "0" * 32, "f" * 32))
+
+
+def test_the_documents_of_a_part_of_a_shard_are_found(tokens: Artifact, index: list[dict[str, Any]]) -> None:
+    places = Places(tokens)
+    name = "train/00001.bin"
+    own = [row for row in index if (row["split"], row["shard"]) == ("train", 1)]
+    second, third = own[1], own[2]
+    end_of_second = second["offset"] + second["tokens"]
+    for start, stop, found in (
+        (second["offset"], second["offset"] + 1, [second]),
+        (second["offset"] - 1, second["offset"] + 1, own[:2]),
+        (end_of_second, end_of_second + 1, [second]),  # its end-of-text
+        (end_of_second, end_of_second + 2, [second, third]),
+        (0, tokens.files[name].tokens, own),
+    ):
+        within = places.within(Span(name, start, stop))
+        assert [place.document for place in within] == [row["id"] for row in found]
+
+
+def test_a_lookup_of_several_files_is_read_in_small_parts(
+    index: list[dict[str, Any]],
+    small_path: Any,
+    run_one_stage: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOOKUP_ENTRIES", 20)
+    monkeypatch.setattr(module, "READ_ENTRIES", 3)
+    cut = run_one_stage(small_path.store, "tokens", {"held_out": 0.21}, small_path.inputs)
+    assert len(cut.names("lookup/")) == 3
+    places = Places(cut)
+    for row in index:
+        place = places.of(row["id"])
+        assert place is not None
+        assert place.document == row["id"]
+    assert places.of("7" * 32) is None
 
 
 def test_a_split_without_documents_is_refused(
