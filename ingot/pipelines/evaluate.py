@@ -14,7 +14,7 @@ from ingot.pipelines.units import Unit, Workspace
 if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 1
+VERSION = 2
 
 
 def run(workspace: Workspace, section: Evaluate, inputs: Mapping[str, Artifact]) -> Outcome:
@@ -45,7 +45,7 @@ def _measure(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     model.eval()
     spec = {
-        **{name: body[name] for name in ("tokens", "tokenizer", "evaluate_tokens")},
+        **{name: body[name] for name in ("tokens", "tokenizer", "evaluate_tokens", "mask_documents")},
         "context": config.context,
     }
     alone = Group(rank=0, world=1, device=torch.device("cpu"), micro_batch=8)

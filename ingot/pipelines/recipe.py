@@ -74,6 +74,29 @@ class Recipe(Section):
                 raise ValueError(f"dedup.priority: no source is named {name!r}; there are {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _measured_as_trained(self) -> Recipe:
+        if self.pretrain and self.evaluate and self.pretrain.mask_documents > self.evaluate.mask_documents:
+            raise ValueError(
+                "pretrain.mask_documents: a model that sees each document alone is to be measured so; "
+                "set evaluate.mask_documents to true as well"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_names_sources(self) -> Recipe:
+        names = [source.name for source in self.corpus.sources]
+        mix = self.pretrain.mix if self.pretrain else None
+        for name in mix or ():
+            if name not in names:
+                raise ValueError(f"pretrain.mix: no source is named {name!r}; there are {', '.join(names)}")
+        for name in names:
+            if mix and name not in mix:
+                raise ValueError(
+                    f"pretrain.mix: source {name!r} has no weight; give it one, 0 to leave it out"
+                )
+        return self
+
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """The recipe at `path` with `settings` (`section.key=value`, the value in YAML) laid over it. Raises

@@ -250,6 +250,7 @@ class Training(Section):
     # Of activations, what the backward pass computes again: nothing, all but matrix products and attention,
     # or all of a block.
     checkpointing: Literal["none", "selective", "full"] = how("none")
+    read_ahead: int = how(8, ge=1)  # steps whose rows are fetched while an earlier one runs, at most
     checkpoint_every: int = how(100, ge=1)
     keep_checkpoints: int = how(2, ge=1)  # the newest ones
     log_every: int = how(10, ge=1)
@@ -323,6 +324,11 @@ class Pretrain(Measured):
     model: Model = what(default_factory=Model)
     batch_tokens: int = what(8192, ge=2)
     z_loss: float = what(0.0, ge=0)  # weight of the softmax's squared log-denominator; 1e-4 is usual
+    packing: Literal["concatenate", "best-fit"] = what("concatenate")  # documents end to end, or none cut
+    mask_documents: bool = what(False)  # attention within each document of a row, where positions begin anew
+    # Source → its share of the rows, or parts of them; by default as many as each has tokens.
+    mix: dict[Name, Annotated[float, Field(strict=True)]] | None = what(None)
+    cache_bytes: int = how(512_000_000, ge=0)  # of the token shards, that a worker keeps in memory
     evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
     prompts: list[str] = how(["def ", "import ", "class "])  # that the model goes on with at each evaluation
 
@@ -341,6 +347,15 @@ class Pretrain(Measured):
                 f"tokens, too few for {self.most_workers} workers; at least {self.most_workers * context}"
             )
         return self
+
+    @field_validator("mix")
+    @classmethod
+    def _mix_is_possible(cls, mix: dict[str, float] | None) -> dict[str, float] | None:
+        if mix is not None:
+            from ingot.pipelines.training.mixture import Mixture  # brings numpy
+
+            Mixture(mix)
+        return mix
 
 
 class Sft(Measured):
@@ -377,6 +392,7 @@ class Evaluate(Section):
     temperature: float = what(0.7, ge=0)
     seed: int = what(1, ge=0, le=MOST_SEED)
     evaluate_tokens: int = what(65_536, ge=1)
+    mask_documents: bool = what(False)  # as in pretrain
 
 
 class Publish(Section):

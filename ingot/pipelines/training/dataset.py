@@ -2,8 +2,8 @@
 
 A dataset is a class with this protocol, named in a job as "module:Class". It holds no position: the rows of
 step s are a function of its specification and s, so resuming, another number of workers and going back are
-the same arithmetic. Fetching may be slow (the loop asks for the next step while this one runs, in a thread),
-but must not depend on what was asked before."""
+the same arithmetic. Fetching may be slow (the loop asks for coming steps while this one runs, in several
+threads), but must not depend on what was asked before."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ class Share:
     batches: Sequence[Batch]
     positions: np.ndarray  # of its rows in the global batch, from 0
     samples: np.ndarray  # the number, in the dataset, of the sample at each of them
+
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        tensors = [tensor for batch in self.batches for tensor in vars(batch).values() if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Dataset(Protocol):

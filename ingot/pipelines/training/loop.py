@@ -13,7 +13,6 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +30,7 @@ from ingot.pipelines.training.figures import Figures, began, useful_seconds
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.log import StepLog, read_log
+from ingot.pipelines.training.readahead import ReadAhead
 
 PAUSE_SECONDS = 0.1  # between questions of workers that wait
 
@@ -123,17 +123,14 @@ class Loop:
 
     def _train(self) -> None:
         steps, every = self.section.steps, self.section.checkpoint_every
-        with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
-            rows = reader.submit(self._read, self.state.step)
+        with ReadAhead(self._read, self.state.step, steps, self.section.read_ahead) as rows:
             while self.state.step < steps:
                 step = self.state.step
                 if self._evaluates(step):
                     self._evaluate()
                 asked = time.perf_counter()
-                share = rows.result()
+                share = rows.take()
                 waited = time.perf_counter() - asked
-                if step + 1 < steps:  # read while this step runs
-                    rows = reader.submit(self._read, step + 1)
                 self.writer.check()
                 metrics = self._step(step, [self.group.here(batch) for batch in share.batches])
                 self._note(step, metrics, share, waited=waited)

@@ -24,14 +24,16 @@ def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def shuffled_epochs(positions: range, size: int, seed: int) -> np.ndarray:
+def shuffled_epochs(positions: range | np.ndarray, size: int, *key: int) -> np.ndarray:
     """What stands at `positions` of the endless sequence that goes through range(size) once an epoch, in
-    each epoch in another order; int64."""
-    epochs, within = np.divmod(np.arange(positions.start, positions.stop, dtype=np.int64), size)
+    each epoch in another order, which the numbers of `key` name; int64."""
+    if isinstance(positions, range):
+        positions = np.arange(positions.start, positions.stop, dtype=np.int64)
+    epochs, within = np.divmod(positions, size)
     numbers = np.empty_like(within)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        numbers[chosen] = permute(within[chosen], size, seed, int(epoch))
+        numbers[chosen] = permute(within[chosen], size, *key, int(epoch))
     return numbers
 
 

@@ -1,114 +1,101 @@
 """Rows of tokens from a tokens artifact, in an order that is a permutation of all there are.
 
-Sample i is the tokens [i * context, (i + 1) * context] of a split's shards put end to end, context + 1 of
-them, so that every token is predicted exactly once; the tail that fills no sample is left out. Step s takes
-the samples that stand at positions s * rows … (s + 1) * rows - 1 of a sequence that goes through all samples
-once an epoch, in each epoch in another order."""
+Step s takes the rows that stand at positions s * rows … (s + 1) * rows - 1 of an endless sequence. Without a
+mixture it goes through all rows once an epoch, in each epoch in another order. With one, each position is of
+the source that the mixture deals it to, and every source goes through its own rows so, at its own pace. Rows
+are numbered through all sources, in the order of their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ingot.errors import IngotError
-from ingot.pipelines.artifact import Artifact, load
+from ingot.pipelines.artifact import File, load, read_file
+from ingot.pipelines.shards import ShardReader, Span
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.dataset import Share, shares
+from ingot.pipelines.training.mixture import Mixture
 from ingot.pipelines.training.permutation import shuffled_epochs
+from ingot.pipelines.training.rows import PackedRows, Rows, RowSource, Windows
 
-if TYPE_CHECKING:
-    from ingot.model import Batch
-
-CACHED_BYTES = 512_000_000  # of whole shards, a worker
-READS_AT_ONCE = 8
-
-
-class Samples:
-    """The samples of one split of a tokens artifact, by number."""
-
-    def __init__(self, artifact: Artifact, split: str, context: int) -> None:
-        meta = artifact.json("meta.json")
-        self.artifact, self.context = artifact, context
-        self.dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        self.names = [name for name, _ in meta["shards"][split]]
-        self.ends = np.cumsum([tokens for _, tokens in meta["shards"][split]])
-        self.count = max(0, int(self.ends[-1]) - 1) // context
-        if not self.count:
-            raise IngotError(
-                f"{artifact.key}: its {split} shards hold {self.ends[-1]} tokens, less than one row of "
-                f"{context} + 1; give more text, or set model.context lower"
-            )
-        # Whole shards are verified; where they don't fit, a permutation would throw each out again before
-        # its next sample comes, so single samples are read, and those have no digest of their own.
-        total = int(self.ends[-1]) * self.dtype.itemsize
-        self.whole = total <= CACHED_BYTES
-        self._shards: dict[int, np.ndarray] = {}
-
-    def read(self, numbers: np.ndarray) -> np.ndarray:
-        """The samples of these numbers, int64 of shape (len(numbers), context + 1). Raises Damaged."""
-        if self.whole or len(numbers) < 2:
-            rows = [self._sample(int(number)) for number in numbers]
-        else:
-            with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-                rows = list(pool.map(self._sample, numbers.tolist()))
-        return np.stack(rows).astype(np.int64) if rows else np.zeros((0, self.context + 1), np.int64)
-
-    def _sample(self, number: int) -> np.ndarray:
-        start = number * self.context
-        end = start + self.context + 1
-        parts = []
-        shard = int(np.searchsorted(self.ends, start, side="right"))
-        while start < end:
-            base = int(self.ends[shard - 1]) if shard else 0
-            last = min(end, int(self.ends[shard]))
-            parts.append(self._tokens(shard, start - base, last - start))
-            start, shard = last, shard + 1
-        return np.concatenate(parts)
-
-    def _tokens(self, shard: int, offset: int, count: int) -> np.ndarray:
-        if not self.whole:
-            size = self.dtype.itemsize
-            data = self.artifact.read_range(self.names[shard], offset * size, count * size)
-            return np.frombuffer(data, self.dtype)
-        if shard not in self._shards:
-            self._shards[shard] = np.frombuffer(self.artifact.read(self.names[shard]), self.dtype)
-        return self._shards[shard][offset : offset + count]
+CACHE_BYTES = 512_000_000
 
 
 class TokenDataset:
     """A `Dataset` of a tokens artifact's training split. `spec`: tokens (the artifact's key), context, rows
-    (a step), seed."""
+    (a step), seed, and where they are wanted: mix (source → weight, see `Mixture`), plans (the file of the
+    list that `packing` made; without it documents are put end to end), mask_documents, cache_bytes."""
 
     def __init__(self, store: Store, spec: Mapping[str, Any]) -> None:
         artifact = load(store, spec["tokens"])
         assert artifact is not None, spec["tokens"]
-        self.samples = Samples(artifact, "train", spec["context"])
         self.rows, self.seed = spec["rows"], spec["seed"]
+        reader = ShardReader(artifact, spec.get("cache_bytes", CACHE_BYTES))
+        shards = reader.meta["shards"]["train"]
+        of_source = np.array(reader.meta["sources"], str)
+        plans = None
+        if spec.get("plans") is not None:
+            plans = json.loads(read_file(store, File.from_json(spec["plans"]), "the list of plans"))
+        masked = spec.get("mask_documents", False)
+
+        def rows_of(numbers: Sequence[int], what: str) -> RowSource:
+            if plans is not None:
+                return PackedRows(reader, [plans[n] for n in numbers], spec["context"], masked, what)
+            return Windows(reader, [shards[n] for n in numbers], spec["context"], masked, what)
+
+        self.mixture = Mixture(spec["mix"]) if spec.get("mix") else None
+        if self.mixture is None:
+            self.sources = [rows_of(range(len(shards)), "its train shards")]
+        else:
+            self.sources = [
+                rows_of(np.flatnonzero(of_source == name).tolist(), f"its train shards of source {name!r}")
+                for name in self.mixture.names
+            ]
+        self._bases = np.cumsum([0, *(source.count for source in self.sources)])
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return int(self._bases[-1])
 
     def numbers(self, positions: range) -> np.ndarray:
-        """The samples at these positions of the endless sequence."""
-        return shuffled_epochs(positions, self.samples.count, self.seed)
+        """The rows at these positions of the endless sequence."""
+        if self.mixture is None:
+            return shuffled_epochs(positions, self.count, self.seed)
+        sources, within = self.mixture(positions)
+        numbers = np.empty_like(within)
+        for number, (name, source) in enumerate(zip(self.mixture.names, self.sources, strict=True)):
+            own = sources == number
+            key = (self.seed, zlib.crc32(name.encode()))
+            numbers[own] = self._bases[number] + shuffled_epochs(within[own], source.count, *key)
+        return numbers
+
+    def spans(self, number: int) -> list[Span]:
+        """Where the targets of a row stand in the shards, in their order."""
+        source = int(np.searchsorted(self._bases, number, side="right")) - 1
+        return self.sources[source].spans(number - int(self._bases[source]))
 
     def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
         ranges, size = shares(self.rows, rank, world, micro_batch)
+        first, last = ranges[0].start, ranges[-1].stop
         base = step * self.rows
-        numbers = [self.numbers(range(base + own.start, base + own.stop)) for own in ranges]
-        batches = [next_token_batch(self.samples.read(each), size) for each in numbers]
-        return Share(batches, np.arange(ranges[0].start, ranges[-1].stop), np.concatenate(numbers))
+        numbers = self.numbers(range(base + first, base + last))
+        rows = self._read(numbers)
+        batches = [rows.batch(slice(own.start - first, own.stop - first), size) for own in ranges]
+        return Share(batches, np.arange(first, last), numbers)
 
-
-def next_token_batch(samples: np.ndarray, rows: int) -> Batch:
-    """A batch of `rows` rows from samples of context + 1 tokens: each token predicts the next one. Rows that
-    are missing are filled up with rows that count nothing."""
-    import torch
-
-    from ingot.model import IGNORED, Batch
-
-    tokens_BT = torch.zeros((rows, samples.shape[1] - 1), dtype=torch.int64)
-    targets_BT = torch.full_like(tokens_BT, IGNORED)
-    tokens_BT[: len(samples)] = torch.from_numpy(samples[:, :-1])
-    targets_BT[: len(samples)] = torch.from_numpy(samples[:, 1:])
-    return Batch(tokens_BT, targets_BT)
+    def _read(self, numbers: np.ndarray) -> Rows:
+        """The rows of these numbers."""
+        if len(self.sources) == 1:
+            return self.sources[0].read(numbers.tolist())
+        of_source = np.searchsorted(self._bases, numbers, side="right") - 1
+        parts = [
+            source.read((numbers[of_source == number] - self._bases[number]).tolist())
+            for number, source in enumerate(self.sources)
+        ]
+        order = np.argsort(np.argsort(of_source, kind="stable"), kind="stable")
+        return Rows.joined(parts, order)

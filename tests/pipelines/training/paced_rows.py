@@ -3,6 +3,7 @@ with `tests/pipelines` on their path."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,11 @@ class PacedRows(TokenDataset):
     def __init__(self, store: Store, spec: Mapping[str, Any]) -> None:
         super().__init__(store, spec)
         self.store, self.gate, self.seconds = store, spec["gate"], spec["seconds"]
+        self._pace = threading.Lock()  # steps are read ahead by several threads
 
     def share(self, step: int, rank: int, world: int, micro_batch: int) -> Share:
-        if self.seconds and self.store.exists(self.gate):
-            self.seconds = 0
-        time.sleep(self.seconds)
+        with self._pace:
+            if self.seconds and self.store.exists(self.gate):
+                self.seconds = 0
+            time.sleep(self.seconds)
         return super().share(step, rank, world, micro_batch)

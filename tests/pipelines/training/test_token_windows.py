@@ -10,10 +10,8 @@ import torch
 from made_tokens import put_tokens
 
 from ingot.errors import IngotError
-from ingot.model import IGNORED
-from ingot.pipelines.artifact import Damaged
+from ingot.model import IGNORED, Batch
 from ingot.pipelines.store import LocalStore
-from ingot.pipelines.training import tokens as module
 from ingot.pipelines.training.dataset import shares
 from ingot.pipelines.training.permutation import permute
 from ingot.pipelines.training.tokens import TokenDataset
@@ -23,14 +21,15 @@ TEXT = np.random.default_rng(0).integers(0, 70_000, 1003)
 SHARDS = [TEXT[:5], TEXT[5:5], TEXT[5:600], TEXT[600:611], TEXT[611:]]  # samples lie over up to three
 
 
-@pytest.fixture(params=["whole shards", "single samples"])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenDataset:
-    if request.param == "single samples":
-        monkeypatch.setattr(module, "CACHED_BYTES", 0)
+SPEC = {"context": CONTEXT, "rows": ROWS, "seed": SEED}
+
+
+@pytest.fixture(params=["all kept", "nothing kept"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> TokenDataset:
     store = LocalStore(str(tmp_path))
     artifact = put_tokens(store, SHARDS, TEXT[:100], dtype="<u4")
-    spec = {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED}
-    return TokenDataset(store, spec)
+    kept = {"all kept": 10**9, "nothing kept": 0}[request.param]
+    return TokenDataset(store, {**SPEC, "tokens": artifact.key, "cache_bytes": kept})
 
 
 def naive_rows(step: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -67,11 +66,40 @@ def test_rows_are_those_of_a_naive_reading_at_any_number_of_workers(
 
 
 def test_every_token_is_predicted_once_an_epoch(dataset: TokenDataset) -> None:
-    numbers = dataset.numbers(range(dataset.samples.count))
-    assert sorted(numbers) == list(range(dataset.samples.count))
-    rows = dataset.samples.read(np.sort(numbers))
-    assert rows[:, 1:].ravel().tolist() == TEXT[1 : 1 + rows[:, 1:].size].tolist()
-    assert len(TEXT) - 1 - rows[:, 1:].size < CONTEXT
+    numbers = dataset.numbers(range(dataset.count))
+    assert sorted(numbers) == list(range(dataset.count))
+    [source] = dataset.sources
+    targets = source.read(np.sort(numbers).tolist()).targets_BT
+    assert targets.ravel().tolist() == TEXT[1 : 1 + targets.size].tolist()
+    assert len(TEXT) - 1 - targets.size < CONTEXT
+
+
+def test_a_row_knows_where_its_targets_stand(dataset: TokenDataset) -> None:
+    [source] = dataset.sources
+    for number, targets in enumerate(source.read(range(dataset.count)).targets_BT):
+        parts = [SHARDS[int(name[6:11])][start:stop] for name, start, stop in dataset.spans(number)]
+        assert np.concatenate(parts).tolist() == targets.tolist()
+
+
+def test_attention_may_be_kept_within_documents(tmp_path: Path) -> None:
+    text = np.array([5, 6, 0, 7, 0, 8, 9, 10, 11, 12, 13, 0, 14, 15, 16])
+    store = LocalStore(str(tmp_path))
+    artifact = put_tokens(store, [text], text)
+    spec = {**SPEC, "tokens": artifact.key, "mask_documents": True, "rows": 2}
+    [batch] = TokenDataset(store, spec).share(0, 0, 1, 3).batches
+    rows = {tuple(tokens): documents for tokens, documents in zip(*lists(batch), strict=True)}
+    # a document begins at the end of text before it, from which its first token is predicted
+    assert rows == {
+        (5, 6, 0, 7, 0, 8, 9): [0, 0, 1, 1, 2, 2, 2],
+        (10, 11, 12, 13, 0, 14, 15): [0] * 4 + [1] * 3,
+    }
+    assert batch.documents_BT is not None
+    assert batch.documents_BT.dtype == torch.int32
+
+
+def lists(batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
+    assert batch.documents_BT is not None
+    return batch.tokens_BT.tolist(), batch.documents_BT.tolist()
 
 
 @pytest.mark.parametrize("rows", [3, 8, 31, 32])
@@ -86,18 +114,8 @@ def test_shares_are_equal_and_cover_the_batch(rows: int, world: int, micro_batch
     assert all(len(own) <= filled <= micro_batch for ranges, filled in cut for own in ranges)
 
 
-def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
-    store = LocalStore(str(tmp_path))
-    artifact = put_tokens(store, SHARDS, TEXT[:100], dtype="<u4")
-    dataset = TokenDataset(store, {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED})
-    piece = artifact.files["train/00002.bin"].pieces[0]
-    (tmp_path / piece.key).write_bytes(bytes(piece.bytes))
-    with pytest.raises(Damaged, match=r"train/00002\.bin is damaged: its object .* was altered"):
-        dataset.share(0, 0, 1, 10)
-
-
 def test_less_than_one_row_is_refused(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     artifact = put_tokens(store, [TEXT[:CONTEXT]], TEXT[:100], dtype="<u4")
     with pytest.raises(IngotError, match=r"its train shards hold 7 tokens, less than one row of 7 \+ 1"):
-        TokenDataset(store, {"tokens": artifact.key, "context": CONTEXT, "rows": ROWS, "seed": SEED})
+        TokenDataset(store, {**SPEC, "tokens": artifact.key})

@@ -21,7 +21,7 @@ from ingot.pipelines.runs import Attempt, Fenced
 from ingot.pipelines.store import StoreError
 from ingot.pipelines.tokenizer import load_tokenizer
 from ingot.pipelines.training.checkpoint import newest_step
-from ingot.pipelines.training.evaluation import bits_per_byte, held_out_samples, unigram_bits_per_byte
+from ingot.pipelines.training.evaluation import bits_per_byte, held_out_rows, unigram_bits_per_byte
 from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.launch import refuse_too_many
 from ingot.pipelines.training.log import read_log
@@ -82,7 +82,7 @@ def test_metrics_say_what_was_trained(uninterrupted: Outcome, small_training: Sm
     assert metrics["bits_per_byte_after"] < metrics["bits_per_byte_before"]
     # an untrained model knows nothing: ln(vocabulary) nats a token
     encoder = load_tokenizer(small_training.tokenizer)
-    targets = held_out_samples(small_training.tokens, 32, 1000)[:, 1:]
+    targets = held_out_rows(small_training.tokens, 32, 1000).targets_BT
     sizes = encoder.token_bytes[targets]
     guess = math.log2(encoder.vocabulary) * (sizes > 0).sum() / sizes.sum()
     assert metrics["bits_per_byte_before"] == pytest.approx(guess, rel=0.05)
@@ -268,23 +268,23 @@ def test_only_what_may_pass_is_repeated() -> None:
 def test_bits_per_byte_is_that_of_one_row_after_the_other(alone: Loop, small_training: SmallTraining) -> None:
     spec = {**small_training.job().evaluation.spec, "evaluate_tokens": 3000}  # type: ignore[union-attr]
     model, encoder = alone.state.model, load_tokenizer(small_training.tokenizer)
-    rows = held_out_samples(small_training.tokens, 32, 3000)
-    assert len(rows) == math.ceil(3000 / 32)
+    rows = held_out_rows(small_training.tokens, 32, 3000)
+    assert len(rows.tokens_BT) == math.ceil(3000 / 32)
     nats, size = 0.0, 0
-    for row in rows:
+    for tokens, targets in zip(rows.tokens_BT, rows.targets_BT, strict=True):
         with torch.no_grad():
-            scores = model(torch.tensor(row[None, :-1])).log_softmax(dim=-1)[0]
-        for position, target in enumerate(row[1:]):
+            scores = model(torch.tensor(tokens[None])).log_softmax(dim=-1)[0]
+        for position, target in enumerate(targets):
             if encoder.bytes_of[target]:
                 nats -= float(scores[position, target])
                 size += len(encoder.bytes_of[target])
     measured = bits_per_byte(model, small_training.store, spec, Group(0, 1, torch.device("cpu"), 5))
     assert measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
-    assert (rows == encoder.end_of_text).any()
+    assert (rows.targets_BT == encoder.end_of_text).any()
 
 
 def test_the_unigram_figure_is_the_entropy_of_the_targets() -> None:
-    rows = np.array([[9, 1, 1, 2, 0], [9, 1, 1, 3, 0]])  # 0 is special; 9 is no target
+    targets = np.array([[1, 1, 2, 0], [1, 1, 3, 0]])  # 0 is special
     sizes = np.array([0, 1, 2, 4, 1, 1, 1, 1, 1, 1])
     bits = 4 * 0.584962500721156 + 2 * math.log2(6)
-    assert unigram_bits_per_byte(rows, sizes) == pytest.approx(bits / (4 * 1 + 2 + 4))
+    assert unigram_bits_per_byte(targets, sizes) == pytest.approx(bits / (4 * 1 + 2 + 4))
