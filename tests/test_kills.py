@@ -25,6 +25,9 @@ RECIPE: dict[str, Any] = {
         "model": {"width": 64, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 128, "context": 256},
         "steps": 60,
         "batch_tokens": 2048,
+        "packing": "best-fit",
+        "mask_documents": True,
+        "mix": {"python-packages": 1},
         "learning_rate": 0.001,
         "evaluate_tokens": 8192,
         "workers": 2,
@@ -51,6 +54,8 @@ def test_a_run_killed_at_random_moments_makes_the_same_artifacts(run_ingot: Any,
     assert last.returncode == 0, last.stderr
     undisturbed, disturbed = (stages(run_ingot, name, tmp_path) for name in ("whole", "broken"))
     assert disturbed == undisturbed
+    found = [samples(run_ingot, name, tmp_path) for name in ("whole", "broken")]
+    assert found[0] == found[1] != []
     # it went on, and did not begin anew: the last call found stages that the killed ones had made
     assert "already committed" in last.stdout
 
@@ -87,6 +92,13 @@ def _words(process: psutil.Process) -> list[str]:
     except psutil.Error:
         return []
     return words
+
+
+def samples(run_ingot: Any, store: str, folder: Path) -> list[dict[str, Any]]:
+    """The documents of a sample."""
+    shown = run_ingot("runs", "show", "killed", "--store", store, "--sample", "7", "--json", cwd=folder)
+    documents: list[dict[str, Any]] = json.loads(shown.stdout)
+    return documents
 
 
 def stages(run_ingot: Any, store: str, folder: Path) -> dict[str, tuple[str, str]]:

@@ -43,7 +43,7 @@ def _code(path: str, text: str, begin: int) -> Syntax | Text:
 
 
 def explain(console: Console, document: Mapping[str, Any]) -> None:
-    """Prints what `dedup.why.explain` says of a document."""
+    """Prints what `documents.document` says of a document."""
     console.print(f"{document['id']}  {document['source']}: {document['path']}", markup=False, soft_wrap=True)
     if document["kind"] == "kept":
         others = document["copies"] - 1
@@ -51,6 +51,11 @@ def explain(console: Console, document: Mapping[str, Any]) -> None:
             f"it stands for {others:,} other{'s' * (others != 1)}" if others else "it stands for no other"
         )
         console.print(f"kept: {stands}")
+        if place := document["place"]:
+            console.print(
+                f"its {place['tokens']:,} tokens: in {place['shard']} from {place['offset']:,} on, which is "
+                f"{place['position']:,} of the {place['split']} split"
+            )
         return
     if document["kind"] == "takedown":
         console.print("removed: named in dedup.takedown")

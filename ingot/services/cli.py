@@ -239,11 +239,19 @@ def runs_show(
     store: StoreOption = DEFAULT_STORE,
     document: Annotated[
         str | None,
-        typer.Option(help="Why dedup removed or kept a document: its id, path or address.", metavar="ID"),
+        typer.Option(
+            help="What became of a document (its id, path or address): why dedup removed or kept it, and "
+            "where its tokens are.",
+            metavar="ID",
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Which documents a sample of pretraining is made of; a step's log lists its own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every stage of the run's last attempt, or what became of one document."""
+    """Show every stage of the run's last attempt, or what became of one document, or what a sample is."""
     from rich.console import Console
 
     from ingot.pipelines.runs import show_run
@@ -251,8 +259,33 @@ def runs_show(
 
     opened = _existing(store)
     shown = show_run(opened, name)
+    if document is not None and sample is not None:
+        raise UsageError("runs show: give --document or --sample, not both")
     if document is not None:
-        return _explain(opened, shown, document, as_json)
+        from ingot.services import beside, documents
+
+        found = documents.document(opened, shown, document)
+        if as_json:
+            return _print_json(found)
+        for each in found:
+            beside.explain(Console(highlight=False), each)
+        return None
+    if sample is not None:
+        from ingot.services import documents
+
+        found = documents.sample(opened, shown, sample)
+        if as_json:
+            return _print_json(found)
+        parts = [
+            (
+                each["document"],
+                each["source"],
+                f"{each['first']:,}–{each['stop'] - 1:,}",
+                f"{each['tokens']:,}",
+            )
+            for each in found
+        ]
+        return Console().print(_table(["document", "source", "its tokens", "of"], parts))
     if as_json:
         return _print_json(shown)
     rows = []
@@ -419,27 +452,6 @@ def _existing(uri: str) -> Store:
             f"store {store.uri}: holds no runs; name another with --store, or make one with: ingot run"
         )
     return store
-
-
-def _explain(store: Store, run: dict[str, Any], document: str, as_json: bool) -> None:
-    from rich.console import Console
-
-    from ingot.pipelines.artifact import load
-    from ingot.pipelines.dedup.why import explain
-    from ingot.services.beside import explain as print_why
-
-    fingerprints = {stage["stage"]: stage["fingerprint"] for stage in run["stages"]}
-    corpus, dedup = (
-        load(store, f"artifacts/{stage}/{fingerprints.get(stage)}") for stage in ("corpus", "dedup")
-    )
-    if corpus is None or dedup is None:
-        raise UsageError(f"run {run['run']}: its dedup is not committed yet; run it until then first")
-    found = explain(corpus, dedup, document)
-    if as_json:
-        return _print_json(found)
-    for each in found:
-        print_why(Console(highlight=False), each)
-    return None
 
 
 def _print_json(body: Any) -> None:
