@@ -56,10 +56,11 @@ def _tokens(metrics: Metrics) -> str:
 
 def _pretrain(metrics: Metrics) -> str:
     bits = f"{metrics['bits_per_byte_before']:.3f} → {metrics['bits_per_byte_after']:.3f}"
+    padding = f", rows {metrics['padding_share']:.1%} padding" if "padding_share" in metrics else ""
     return (
         f"{metrics['parameters']:,} parameters, {metrics['tokens_trained']:,} tokens at "
         f"{metrics['tokens_per_second']:,.0f}/s; bits per byte {bits} "
-        f"(unigram {metrics['bits_per_byte_unigram']:.3f})"
+        f"(unigram {metrics['bits_per_byte_unigram']:.3f}){padding}"
     )
 
 
