@@ -32,7 +32,7 @@ def run(workspace: Workspace, section: Evaluate, inputs: Mapping[str, Artifact])
 def _measure(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
-    from ingot.model.generate import generate
+    from ingot.model.generation import generate
     from ingot.model.transformer import Transformer
     from ingot.pipelines.artifact import load
     from ingot.pipelines.tokenizer import load_tokenizer

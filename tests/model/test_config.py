@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import ingot.model
 from ingot.model import PRESETS, ModelConfig, Transformer
 
 
@@ -75,3 +76,8 @@ def test_flops_agree_with_the_products_that_pytorch_counts(name):
     assert counter.get_total_flops() == pytest.approx(ours, rel=0.01)
     attention = ours - rows * length * config.flops_per_token(length, causal=True)
     assert 2 * attention == rows * length * 12 * config.layers * config.width * length
+
+
+@pytest.mark.parametrize("name", ingot.model.__all__)
+def test_every_name_of_the_package_is_there(name):
+    assert hasattr(ingot.model, name)

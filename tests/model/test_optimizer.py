@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ingot.model import TrainState, Transformer, adamw, learning_rate, muon, train_step
-from ingot.model.muon import orthogonalize
+from ingot.model.sharded_muon import orthogonalize
 
 
 @pytest.mark.parametrize("make", [adamw, muon])

@@ -137,7 +137,7 @@ def train_equally(rank: int, world: int, folder: Path) -> dict[str, Any]:
 def counted_matrices() -> Iterator[list[int]]:
     """How many matrices this process orthogonalises at a time."""
     counts: list[int] = []
-    module = importlib.import_module("ingot.model.muon")
+    module = importlib.import_module("ingot.model.sharded_muon")
     orthogonalize = module.orthogonalize
 
     def count(matrices: torch.Tensor) -> torch.Tensor:

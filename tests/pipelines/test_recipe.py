@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -51,6 +53,14 @@ def complaints(tmp_path: Path, text: str, *settings: str) -> list[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_the_recipes_that_come_with_ingot_are_right(path: Path) -> None:
     assert stages_of(load_recipe(path))[0] == "corpus"
+
+
+def test_who_reads_a_recipe_does_not_wait_for_torch() -> None:
+    words = "import sys; from ingot.pipelines.recipe import load_recipe; "
+    words += "load_recipe(sys.argv[1]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", words, str(RECIPES[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_good_recipe_is_read(tmp_path: Path) -> None:
