@@ -182,13 +182,21 @@ def test_the_engine_arguments_are_all_known():
 
 
 # Each with tests of its own, on a real cluster or the real manifests.
-TRAIN = "ray.train.v2._internal.execution"
+TRAIN = "ray.train.v2._internal"
 PRIVATE_BY_FILE = {
     "pipelines/tasks.py": {"ray.data._internal.execution.resource_manager"},
     "services/capacity.py": {"ray.autoscaler._private.kuberay.autoscaling_config"},
     "services/doctor/ray_cluster.py": {"ray._private.authentication.authentication_token_setup"},
     "services/jobs/api.py": {"ray._private.authentication.http_token_authentication"},
-    "pipelines/training/elastic.py": {f"{TRAIN}.failure_handling", f"{TRAIN}.scaling_policy"},
+    "pipelines/training/elastic.py": {
+        f"{TRAIN}.execution.failure_handling",
+        f"{TRAIN}.execution.scaling_policy",
+    },
+    "pipelines/training/trainer.py": {
+        "ray.train._internal.utils",
+        f"{TRAIN}.callbacks",
+        f"{TRAIN}.callbacks.placement_group_callback",
+    },
 }
 
 

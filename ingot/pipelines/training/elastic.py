@@ -2,8 +2,9 @@
 
 Ray Train makes a group of workers larger by ending it, without a word to the workers: all steps since the
 last checkpoint would be taken again. Here they are asked to save and to wait first, and nothing is. The
-policies are private parts of Ray, handed over in a private method of the trainer: this file alone imports
-them, and its tests hold what it needs of them against the Ray that is installed."""
+policies are private parts of Ray: this file alone imports them, and its tests hold what it needs of them
+against the Ray that is installed. The controller, a process that each training waits for, imports this file:
+nothing here needs torch, which takes it seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -28,29 +28,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from ingot.pipelines.store import StoreError, open_store
-from ingot.pipelines.training.checkpoint import newest_step
 
 WAIT_SECONDS = 0.2  # between two looks for a group's room: Ray Train's controller would look without a rest
 ANSWER_SECONDS = 2.0  # that a node has to take a connection
-
-
-class Trainer(TorchTrainer):
-    """A TorchTrainer with the policies below. `monitor` is a handle of the actor `Monitor`; the numbers of
-    workers are multiples of `multiple`; the checkpoints are those of the training at `key` in the store at
-    `uri`."""
-
-    def __init__(self, worker: Any, *, monitor: Any, multiple: int, uri: str, key: str, **parts: Any) -> None:
-        super().__init__(worker, **parts)
-        self.failure_policy = SinceCheckpoint(self.run_config.failure_config, uri, key)
-        self.scaling_policy = None
-        if self.scaling_config.elasticity_enabled:
-            self.scaling_policy = SaveAndResize(self.scaling_config, monitor, multiple)
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["failure_policy"] = self.failure_policy
-        if self.scaling_policy is not None:
-            parts["scaling_policy"] = self.scaling_policy
-        return super()._initialize_and_run_controller(**parts)
 
 
 class SinceCheckpoint(FailurePolicy):
@@ -70,6 +50,8 @@ class SinceCheckpoint(FailurePolicy):
         return self._count.make_decision(training_failed_error)
 
     def _newest_step(self) -> int:
+        from ingot.pipelines.training.checkpoint import newest_step
+
         try:
             return newest_step(open_store(self.uri), self.key) or 0
         except StoreError:  # the workers need it more, and will say so

@@ -65,6 +65,8 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> int:
     """Trains on Ray Train; the number of steps that were taken more than once."""
     # Ray Train looks at its workers this often; the first and the last look are part of every training.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Nothing here asks its watcher, an actor beside each group, which nodes are about to be taken away.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -118,7 +120,7 @@ class _Run(threading.Thread):
 def _trainer(section: Training, config: Mapping[str, Any], folder: str) -> Any:
     import ray.train
 
-    from ingot.pipelines.training.elastic import Trainer
+    from ingot.pipelines.training.trainer import Trainer
     from ingot.pipelines.training.worker import train_worker
 
     resources = {"CPU": section.cpus_per_worker}

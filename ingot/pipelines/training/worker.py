@@ -1,6 +1,7 @@
 """What Ray Train runs on each worker: the training's loop, told by Ray who is who.
 
-The loop itself knows nothing of Ray, and no step waits for it."""
+The loop itself knows nothing of Ray, and no step waits for it. The driver imports this file, and the first
+training waits for that: torch is imported where it trains."""
 
 from __future__ import annotations
 
@@ -9,17 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Damaged
 from ingot.pipelines.cluster import refuse_elsewhere
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing, StoreError, open_store
-from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
-from ingot.pipelines.training.loop import Loop
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -27,8 +24,11 @@ def train_worker(config: Mapping[str, Any]) -> None:
     sees it, if not all do), key, attempt (the run's name and number, or None), section and job as JSON, and
     the driver's monitor, a handle of the actor `Monitor`."""
     import ray
-    import ray.train
     import ray.train.torch
+    import torch
+
+    from ingot.pipelines.training.group import Group
+    from ingot.pipelines.training.loop import Loop
 
     monitor = config["monitor"]
     if ray.get(monitor.refusal.remote()) is not None:

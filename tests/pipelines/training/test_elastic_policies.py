@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ingot.pipelines.artifact import commit
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.training import elastic
-from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint, Trainer
+from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint
 from ingot.pipelines.training.monitor import Monitor
 from ingot.pipelines.training.show import Show
+from ingot.pipelines.training.trainer import NOT_NEEDED, Trainer
 from ingot.pipelines.training.worker import Room
 
 if TYPE_CHECKING:
@@ -115,12 +118,12 @@ def test_ray_takes_the_policies_from_the_trainer(
 ) -> None:
     given: dict[str, Any] = {}
 
-    def run(trainer: TorchTrainer, **parts: Any) -> Any:
+    def run(trainer: DataParallelTrainer, **parts: Any) -> Any:
         given.update(parts)
         return SimpleNamespace(error=None)
 
-    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", run)
-    Trainer(
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", run)
+    trainer = Trainer(
         lambda config: None,
         monitor=monitor,
         multiple=1,
@@ -128,9 +131,22 @@ def test_ray_takes_the_policies_from_the_trainer(
         key="artifacts/pretrain/x",
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=RunConfig(failure_config=FailureConfig(max_failures=2), storage_path=str(tmp_path)),
-    ).fit()
+    )
+    trainer.fit()
     assert isinstance(given["failure_policy"], SinceCheckpoint)
     assert isinstance(given["scaling_policy"], SaveAndResize) == (workers != 2)
+    theirs, ours = (
+        set(map(type, each)) for each in (trainer._create_default_callbacks(), given["callbacks"])
+    )
+    assert theirs - ours == set(NOT_NEEDED)
+
+
+def test_neither_the_driver_nor_the_controller_waits_for_torch() -> None:
+    """The policies, and what else is handed over, name modules that the controller imports."""
+    words = "import ingot.pipelines.training.trainer, ingot.pipelines.training.worker, sys; "
+    words += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(
