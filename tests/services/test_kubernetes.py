@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,9 @@ def certificate(tmp_path_factory):
     return path
 
 
+overlay_of = cache(kubernetes.kustomize)  # what is submitted again and again
+
+
 @pytest.fixture
 def server(certificate, monkeypatch, tmp_path):
     server = Server()
@@ -303,6 +308,7 @@ def server(certificate, monkeypatch, tmp_path):
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(kubeconfig))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.setattr(kubernetes, "kustomize", lambda folder: deepcopy(overlay_of(folder)))
     yield server
     server.shutdown()
     server.server_close()
