@@ -20,8 +20,12 @@ from ingot.pipelines.artifact import Artifact, File, commit, digest_of, put_file
 from ingot.pipelines.conversations import first_functions, make_functions
 from ingot.pipelines.pairs import PairDataset, put_pairs
 from ingot.pipelines.reference import Scores, read_scores, score_pairs, weights_of
-from ingot.pipelines.sections import Preference
+from ingot.pipelines.sections import Preference, Training
 from ingot.pipelines.store import Store
+from ingot.pipelines.training import launch
+from ingot.pipelines.training.group import Group
+from ingot.pipelines.training.job import Job
+from ingot.pipelines.training.loop import Loop
 from ingot.pipelines.units import Workspace
 
 if TYPE_CHECKING:
@@ -196,7 +200,8 @@ class Aligned:
 def aligned(
     code_path: SmallPath, run_one_stage: Callable[..., Artifact], tmp_path_factory: pytest.TempPathFactory
 ) -> Aligned:
-    """A small model from random weights through both stages, on Ray."""
+    """A small model from random weights through both stages, the first on Ray, with the one worker that is
+    the default."""
     store = code_path.store
     _, files = checkpoint(store, tmp_path_factory.mktemp("random"), seed=1)
     pretrained = commit(
@@ -211,8 +216,17 @@ def aligned(
     settings = {"steps": 60, "learning_rate": 0.01, "batch_conversations": 16, "warmup_steps": 5}
     sft = run_one_stage(store, "sft", settings, {"pretrain": pretrained, **code_path.inputs})
     settings = {"steps": 30, "learning_rate": 0.003, "beta": 2.0, "batch_pairs": 16, "pairs": 480}
-    preference = run_one_stage(store, "preference", settings, {"sft": sft, **code_path.inputs})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_fit", train_here)
+        preference = run_one_stage(store, "preference", settings, {"sft": sft, **code_path.inputs})
     return Aligned(pretrained, sft, preference)
+
+
+def train_here(workspace: Workspace, section: Training, job: Job) -> int:
+    """What a worker on Ray does: `test_across_nodes.py` has this stage's there."""
+    group = Group(0, 1, torch.device("cpu"), section.micro_batch)
+    Loop(workspace.store, workspace.key, job, section, group).run()
+    return 0
 
 
 def test_fine_tuning_learns_to_answer(aligned: Aligned) -> None:

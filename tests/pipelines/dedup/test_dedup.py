@@ -276,6 +276,7 @@ def test_the_digest_knows_nothing_of_workers_partitions_or_order(tmp_path: Path,
     assert other.digest == planted.result.digest
 
 
+@pytest.mark.long
 def test_nor_of_a_cluster_of_four_and_the_hash_seed_of_its_processes(
     tmp_path: Path, planted: Planted
 ) -> None:
@@ -292,7 +293,7 @@ def test_nor_of_a_cluster_of_four_and_the_hash_seed_of_its_processes(
 def test_what_goes_is_the_same_however_files_are_cut(store: LocalStore, planted: Planted) -> None:
     paths = random.Random(3).sample(sorted(planted.texts), len(planted.texts))
     corpus = make_corpus(store, {path: planted.texts[path] for path in paths}, files=3, key="recut")
-    other = deduplicate(store, corpus, "recut")
+    other = deduplicate(store, corpus, "recut", InProcess)
     assert other.removed == planted.result.removed
     assert other.kept == planted.result.kept
     assert other.metrics["examples"] == planted.result.metrics["examples"]
@@ -301,7 +302,7 @@ def test_what_goes_is_the_same_however_files_are_cut(store: LocalStore, planted:
 def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(tmp_path: Path, planted: Planted) -> None:
     store = LocalStore(str(tmp_path))
     corpus = make_corpus(store, planted.texts, files=4, key="planted")
-    deduplicate(store, corpus, "planted")
+    deduplicate(store, corpus, "planted", InProcess)
     [manifest] = [key for key in store.list("artifacts/dedup-snapshots/") if key.endswith("/manifest.json")]
     store.delete(manifest)
     kept, gone = {}, []
@@ -312,7 +313,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(tmp_path: Path, p
         kept |= {key: store.read(key) for key in records[1::2]}
     for key in gone:
         store.delete(key)
-    again = deduplicate(store, corpus, "planted")
+    again = deduplicate(store, corpus, "planted", InProcess)
     assert again.digest == planted.result.digest
     assert all(store.exists(key) for key in gone)
     assert all(store.read(key) == body for key, body in kept.items())
