@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -23,24 +23,37 @@ from ports import free_port
 @dataclass(frozen=True)
 class Nodes:
     """`env` joins a process to the cluster; `folders`, below `folder`, are the working folders of the head
-    and the raylets."""
+    and the raylets, `temporary` those that Ray keeps its logs and sockets in."""
 
     env: dict[str, str]
     folder: Path
-    folders: list[Path]
-    processes: list[subprocess.Popen[bytes]]
-    temporary: Path
+    folders: list[Path] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add(self, cpus: int) -> subprocess.Popen[bytes]:
         """A raylet joins."""
-        return self.start(f"--address={self.env['RAY_ADDRESS']}", f"--num-cpus={cpus}")
+        [node] = self.join(1, cpus)
+        return node
 
-    def start(self, *options: str) -> subprocess.Popen[bytes]:
+    def join(self, raylets: int, cpus: int) -> list[subprocess.Popen[bytes]]:
+        """So many raylets join at once."""
+        options = [f"--address={self.env['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
+        return self.started([self.begin(*options) for _ in range(raylets)])
+
+    def begin(self, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """A node that is about to start, and its log."""
         name = f"node{len(self.folders)}"
         self.folders.append(self.folder / name)
         self.folders[-1].mkdir()
+        self.temporary.append(
+            Path(f"/tmp/rn{os.getpid()}-{len(self.temporary)}")
+        )  # sockets need a short path
         log = self.folder / f"{name}.log"
-        common = ["--object-store-memory=100000000", "--disable-usage-stats", "--block"]
+        common = [
+            *(f"--temp-dir={self.temporary[-1]}", "--object-store-memory=100000000"),
+            *("--include-log-monitor=false", "--disable-usage-stats", "--block"),
+        ]
         environment = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         with open(log, "wb") as output:
             node = subprocess.Popen(
@@ -52,8 +65,12 @@ class Nodes:
                 start_new_session=True,
             )
         self.processes.append(node)
-        _wait_until_started(node, log)
-        return node
+        return node, log
+
+    def started(self, begun: list[tuple[subprocess.Popen[bytes], Path]]) -> list[subprocess.Popen[bytes]]:
+        for node, log in begun:
+            _wait_until_started(node, log)
+        return [node for node, _ in begun]
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Ends a node and all that runs on it at once, as a power cut does."""
@@ -69,24 +86,22 @@ class Nodes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for folder in (*self.folders, self.temporary):
+        for folder in (*self.folders, *self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def ray_nodes(folder: Path, raylets: int, cpus: int) -> Iterator[Nodes]:
-    """Starts the nodes one after another."""
+    """Starts a head, and then the raylets."""
     from ray.util import get_node_ip_address
 
     port, address = free_port(), get_node_ip_address()
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    temporary = Path(f"/tmp/rn{os.getpid()}")  # Ray's sockets need a short path
     head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-    nodes = Nodes({**env, "RAY_ADDRESS": f"{address}:{port}"}, folder, [], [], temporary)
+    nodes = Nodes({**env, "RAY_ADDRESS": f"{address}:{port}"}, folder)
     try:
-        nodes.start(*head, f"--temp-dir={temporary}")
-        for _ in range(raylets):
-            nodes.add(cpus)
+        nodes.started([nodes.begin(*head)])
+        nodes.join(raylets, cpus)
         yield nodes
     finally:
         nodes.stop()

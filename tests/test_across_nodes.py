@@ -82,7 +82,7 @@ def nodes(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("cluster")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INGOT_CACHE", str(folder / "cache"))
-        with ray_nodes(folder, raylets=2, cpus=2) as started:
+        with ray_nodes(folder, raylets=2, cpus=1) as started:
             yield started
 
 
