@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 Lines = list[dict[str, Any]]
 
 FOLLOW_SECONDS = 5.0
-NO_METRICS = {"step", "at", "samples", "attempt"}  # of a line of the log
+NO_METRICS = ("step", "at", "attempt")
 
 
 def export(store: Store, run: str, folder: Path, follow: bool, say: Callable[[str], object]) -> None:
-    """Writes below `folder`, in RUN/STAGE and RUN/STAGE/held-out, what is not there yet; with `follow` until
-    the run has ended. Raises UsageError where there is no such run."""
+    """Writes below `folder`, in RUN/STAGE-FINGERPRINT and in held-out/ there, what is not there yet; with
+    `follow` until the run has ended. With other settings a run has other fingerprints, and so stands beside
+    what it was before. Raises UsageError where there is no such run."""
     ended = False
     while not ended:
         ended = not follow or has_ended(store, run)  # asked first: what is committed then is written below
         count = sum(
-            _export(store, key, folder / run / stage)
+            _export(store, key, folder / run / f"{stage}-{key.rpartition('/')[2][:8]}")
             for stage, key in artifact_keys(store, run).items()
             if stage in TRAINING
         )
@@ -61,7 +62,7 @@ def _write(store: Store, name: str, folder: Path, events: Callable[[Lines], Iter
     if path.exists():
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part")  # no reader sees half a file
+    part = folder / f".{Path(name).stem}.part"  # readers take every file with tfevents in its name
     writer = RecordWriter(str(part))
     for event in events([json.loads(line) for line in store.read(name).splitlines()]):
         writer.write(event.SerializeToString())
@@ -78,7 +79,7 @@ def _steps(lines: Lines) -> Iterable[Event]:
     start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
     yield Event(wall_time=first["at"], step=first["step"], session_log=start)
     for line in lines:
-        figures = {name: line[name] for name in line.keys() - NO_METRICS}
+        figures = {name: value for name, value in line.items() if isinstance(value, int | float)}
         figures["tokens_per_second"] = line["tokens"] / line["seconds"]
         yield from _scalars(figures, line["step"], line["at"])
 
@@ -99,5 +100,5 @@ def _scalars(figures: dict[str, float], step: int, at: float) -> Iterable[Event]
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import scalar
 
-    for name, value in figures.items():
-        yield Event(wall_time=at, step=step, summary=scalar(name, value))
+    for name in sorted(figures.keys() - NO_METRICS):
+        yield Event(wall_time=at, step=step, summary=scalar(name, figures[name]))

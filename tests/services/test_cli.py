@@ -103,6 +103,7 @@ def test_help_names_the_commands(run_ingot: Any) -> None:
         (["runs", "list", "--store", "none"], "none: holds no runs"),
         (["runs", "list", "--store", "gs://bucket/x"], "neither a folder nor s3://bucket/prefix"),
         (["models", "list", "--store", "none"], "none: holds no runs"),
+        (["runs", "tensorboard", "tiny"], "--to"),
     ],
 )
 def test_bad_usage_is_exit_code_2(run_ingot: Any, tmp_path: Path, words: list[str], said: str) -> None:
