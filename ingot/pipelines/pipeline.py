@@ -96,7 +96,7 @@ def run_stages(
 
     for stage in stages:
         section: Section = getattr(recipe, stage)
-        inputs = {read: made[name].artifact for read, name in _inputs(stage, stages).items()}
+        inputs = {read: made[name].artifact for read, name in inputs_of(stage, stages).items()}
         attempt.begin(stage)
         progress.begin_stage(stage)
         began = time.time()
@@ -137,16 +137,7 @@ def run_stage(
 ) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was there already. `attempt` is on whose behalf."""
     module = import_module(f"ingot.pipelines.{stage}")
-    inventory = module.inventory(section, store) if hasattr(module, "inventory") else None
-    identity = {
-        "stage": stage,
-        "version": module.VERSION,
-        "section": section.what(),
-        "inputs": {read: artifact.digest for read, artifact in inputs.items()},
-        "inventory": inventory,
-    }
-    fingerprint = canonical_digest(identity)[:32]
-    key = f"artifacts/{stage}/{fingerprint}"
+    key, inventory = place_of(stage, section, inputs, store)
     committed = load(store, key)
     if committed is not None:
         if hasattr(module, "check"):
@@ -167,10 +158,28 @@ def run_stage(
             read: {"key": artifact.key, "digest": artifact.digest} for read, artifact in inputs.items()
         },
     }
+    fingerprint = key.rpartition("/")[2]
     return commit(store, key, stage, fingerprint, outcome.files, outcome.metrics, provenance), False
 
 
-def _inputs(stage: str, stages: list[str]) -> dict[str, str]:
+def place_of(
+    stage: str, section: Section, inputs: Mapping[str, Artifact], store: Store
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Where the stage's artifact is or will be, `artifacts/<stage>/<fingerprint>`, and what was found outside
+    the store, if the stage reads from there."""
+    module = import_module(f"ingot.pipelines.{stage}")
+    inventory = module.inventory(section, store) if hasattr(module, "inventory") else None
+    identity = {
+        "stage": stage,
+        "version": module.VERSION,
+        "section": section.what(),
+        "inputs": {read: artifact.digest for read, artifact in inputs.items()},
+        "inventory": inventory,
+    }
+    return f"artifacts/{stage}/{canonical_digest(identity)[:32]}", inventory
+
+
+def inputs_of(stage: str, stages: list[str]) -> dict[str, str]:
     """Input name → the stage that makes it."""
     last = next((kind for kind in TRAINING if kind in stages), "")
     return {read: last if read == "checkpoint" else read for read in READS[stage]}

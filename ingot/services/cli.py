@@ -94,6 +94,40 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument,
+    store: RunStoreOption = None,
+    setting: SetOption = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Take 20 steps of pretraining here, and tell the time from them.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Tell the time on GPUs of this name, such as H100.", metavar="NAME")
+    ] = None,
+    peak_share: Annotated[
+        float, typer.Option(help="The share of the GPU's peak that a step reaches.", min=0.01, max=1)
+    ] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Of a worker's hour, to tell the cost.", min=0)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what RECIPE costs: parameters, FLOPs, memory, objects, bytes, and with --probe or --device time.
+
+    Needs no cluster and writes nothing. Trainings are planned from the recipe alone; of the stages before
+    them it says what the store has already. Time is that of the trainings."""
+    from ingot.services.planning import plan_recipe
+
+    plan_recipe(
+        recipe,
+        _settings(setting, None, store),
+        measure=probe,
+        device=device,
+        share=peak_share,
+        price=price,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def submit(
     recipe: RecipeArgument,
     to: Annotated[

@@ -34,6 +34,13 @@ def build(store: Store, job: Job, section: Training, group: Group) -> tuple[Trai
         config, weights = read_weights(store, job.initial)
     if job.model is not None:
         config = ModelConfig(**job.model)
+    return build_model(config, weights, section, group)
+
+
+def build_model(
+    config: ModelConfig, weights: Mapping[str, Tensor], section: Training, group: Group
+) -> tuple[TrainState, Place]:
+    """The same from a configuration, and from weights or, where there are none, the section's seed."""
     mesh = data_mesh(group.device.type, section.replicas) if group.world > 1 else None
     with torch.device("meta"):  # no worker ever holds the whole model
         model = Transformer(config)

@@ -1,0 +1,285 @@
+"""What training costs a worker, by arithmetic: floating point operations, and memory by what holds it.
+
+Nothing is built or run. A step's memory is highest when the backward pass begins, as all activations and the
+loss's are there, or when it ends, as all gradients are, or in the first or the last of its blocks. What
+autograd keeps of a block is written down term by term; the tests count what is really held.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from ingot.model.config import ModelConfig
+from ingot.model.losses import CPU_ROWS, LOGITS_KEPT
+from ingot.model.parallel import Checkpointing, Precision
+
+MASTER_BYTES = 4
+"""Parameters, gradients and optimizer state are fp32 whatever the precision of the products."""
+
+MAPPED_BYTES = 2**25
+"""glibc takes tensors from this size on from the system and gives them back; smaller ones share a heap."""
+
+HEAP_WASTE = 1 / 6
+"""Of what lies in that heap, how much more it holds in holes between what lives longer. Measured with 50
+million parameters and rows of 256 tokens in fp32: 15% without checkpointing, 18% with it."""
+
+BUFFERS_BYTES = 60_000_000
+"""Of the libraries' own for products, measured there."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a worker runs a step, as far as it matters to what the step costs."""
+
+    rows: int
+    """Of a micro batch."""
+    length: int
+    """Tokens of a row."""
+    microbatches: int = 1
+    precision: Precision = "fp32"
+    checkpointing: Checkpointing = "none"
+    compile: bool = False
+    workers: int = 1
+    replicas: int = 1
+    """Groups of workers that hold a whole model each."""
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro batch."""
+        return self.rows * self.length
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the model is cut."""
+        return self.workers // self.replicas
+
+    @property
+    def element(self) -> int:
+        """Bytes of an activation."""
+        return {"fp32": 4, "bf16": 2}[self.precision]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one worker holds at the moment when a step needs most."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    """AdamW's two."""
+    gathered: int
+    """Whole parameters that are there besides the shards, and casts of parameters to bf16."""
+    activations: int
+    """What the blocks keep for the backward pass, or compute again in it."""
+    loss: int
+    """The logits, and what the loss makes of them."""
+    unused: int = 0
+    """On a CPU, what the C library holds without use, and buffers of the libraries that multiply."""
+
+    @property
+    def peak(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def microbatch_flops(config: ModelConfig, how: Execution) -> int:
+    """Floating point operations of both passes over one micro batch, with what is computed a second time.
+
+    `ModelConfig.flops_per_token` counts what training asks for and utilisation is measured by; a block that
+    is computed again adds its forward pass without its last product, whose result nobody asks for, and logits
+    in chunks add one more output projection.
+    """
+    again = 0
+    if how.checkpointing == "full":
+        last_product = config.hidden * config.width
+        attention = 4 * config.heads * config.head_width * how.length
+        again += config.layers * (2 * (config.block_weights() - last_product) + attention)
+    if is_chunked(config, how):
+        again += 2 * config.vocabulary * config.width
+    return how.tokens * (config.flops_per_token(how.length, causal=False) + again)
+
+
+def step_memory(config: ModelConfig, how: Execution) -> Memory:
+    """The peak of a step after the first, whose end makes the moments, on one worker.
+
+    On CUDA it is what PyTorch's allocator hands out (`torch.cuda.max_memory_allocated`; not run so far); on a
+    CPU, by how much the process grows while it builds the model and takes steps.
+    """
+    moments = (
+        _when_backward_begins(config, how),
+        _in_a_block(config, how, left=config.layers),
+        _in_a_block(config, how, left=1),
+        _at_the_embedding(config, how),
+    )
+    most = max(moments, key=lambda memory: memory.peak)
+    return most if how.device == "cuda" else replace(most, unused=_unused(config, how, most))
+
+
+def _unused(config: ModelConfig, how: Execution, memory: Memory) -> int:
+    """What a process on a CPU holds besides its tensors (glibc; other allocators differ)."""
+    embeddings = config.vocabulary * config.width * (1 if config.tied else 2)
+    share = embeddings / config.parameters()
+    states = memory.parameters + memory.gradients + memory.moments
+    heap = 0.0
+    for bytes_held, tensor in (
+        (states * share, _sharded(config.vocabulary * config.width, how)),
+        (states * (1 - share), _sharded(config.width * config.hidden, how)),
+        (memory.gathered, how.element * config.width * config.hidden),
+        (memory.activations, how.element * how.tokens * config.hidden),
+        (memory.loss, MASTER_BYTES * min(how.tokens, CPU_ROWS) * config.vocabulary),
+    ):
+        heap += bytes_held if tensor < MAPPED_BYTES else 0
+    return round(HEAP_WASTE * heap) + BUFFERS_BYTES
+
+
+def is_chunked(config: ModelConfig, how: Execution) -> bool:
+    """Whether the logits are too many to keep (see losses.cross_entropy)."""
+    return how.tokens > LOGITS_KEPT // config.vocabulary
+
+
+def _when_backward_begins(config: ModelConfig, how: Execution) -> Memory:
+    kept = config.layers * _block_kept(config, how)
+    casts = 0
+    if how.checkpointing == "none":
+        casts = config.layers * _casts(config.block_weights(), how)
+    root = _gathered_root(config, how) if how.workers > 1 else 0
+    # Gradients of earlier micro batches; those of the first are made as activations go.
+    gradients = _sharded(config.parameters(), how) if how.microbatches > 1 else 0
+    return Memory(
+        parameters=_sharded(config.parameters(), how),
+        gradients=gradients,
+        moments=2 * _sharded(config.parameters(), how),
+        gathered=casts + root,
+        activations=kept + _norm_kept(config, how) + _angles(config, how),
+        loss=_loss_bytes(config, how),
+    )
+
+
+def _in_a_block(config: ModelConfig, how: Execution, left: int) -> Memory:
+    """While the gradients of the feed-forward network's products are computed, with so many blocks left, this
+    one included."""
+    weights = config.block_weights()
+    kept = left * _block_kept(config, how)
+    casts = left * _casts(weights, how)
+    if how.checkpointing == "full":
+        kept += _block_activations(config, how)
+        casts = _casts(weights, how)
+    # Gradients of the gate, of the upper projection and of the block's output.
+    passing = how.element * how.tokens * (2 * config.hidden + config.width)
+    gradients = config.parameters()
+    if how.microbatches == 1:
+        # Not yet there: those of the blocks left, but for this one's last product, and the embedding's.
+        gradients -= left * weights - config.width * config.hidden
+        gradients -= 0 if config.tied else config.vocabulary * config.width
+    gathered = casts
+    if how.workers > 1:
+        # A block's whole gradient, and its fp32 form on the way to the shards; the root stays to the end.
+        gathered = _gathered_root(config, how) + (how.element + MASTER_BYTES) * weights
+    return Memory(
+        parameters=_sharded(config.parameters(), how),
+        gradients=_sharded(gradients, how) + _waiting(config, how),
+        moments=2 * _sharded(config.parameters(), how),
+        gathered=gathered,
+        activations=kept + passing + _angles(config, how),
+        loss=0,
+    )
+
+
+def _at_the_embedding(config: ModelConfig, how: Execution) -> Memory:
+    """When the gradient of the last parameter is there: that of the embedding, a whole matrix."""
+    whole = MASTER_BYTES * config.vocabulary * config.width
+    # Where there is another already, the two are added up.
+    new = whole if config.tied or how.microbatches > 1 or how.workers > 1 else 0
+    return Memory(
+        parameters=_sharded(config.parameters(), how),
+        gradients=_sharded(config.parameters(), how) + _waiting(config, how) + new,
+        moments=2 * _sharded(config.parameters(), how),
+        gathered=_gathered_root(config, how) if how.workers > 1 else 0,
+        activations=0,
+        loss=0,
+    )
+
+
+def _waiting(config: ModelConfig, how: Execution) -> int:
+    """A tied embedding's gradient as the output projection waits for its gradient as the input."""
+    another = config.tied and (how.microbatches > 1 or how.workers > 1)
+    return MASTER_BYTES * config.vocabulary * config.width if another else 0
+
+
+def _sharded(entries: int, how: Execution) -> int:
+    """Bytes of a worker's share of fp32 entries."""
+    return MASTER_BYTES * -(-entries // how.shards)
+
+
+def _casts(entries: int, how: Execution) -> int:
+    """bf16 copies of fp32 weights. Shards are cast before they are gathered instead."""
+    return 2 * entries if how.precision == "bf16" and how.workers == 1 else 0
+
+
+def _gathered_root(config: ModelConfig, how: Execution) -> int:
+    """What FSDP has whole during the backward pass: the embedding and the output projection all the time, and
+    a block and the next one, which comes in a buffer and goes from there into its place."""
+    embeddings = config.vocabulary * config.width * (1 if config.tied else 2)
+    return how.element * (embeddings + config.width + 3 * config.block_weights())
+
+
+def _angles(config: ModelConfig, how: Execution) -> int:
+    """The rotation's cosines and sines."""
+    return 4 * how.length * config.head_width
+
+
+def _block_kept(config: ModelConfig, how: Execution) -> int:
+    """Bytes of activations that a block keeps from its forward pass to its backward pass."""
+    if how.checkpointing == "full":
+        return how.element * how.tokens * config.width  # its input
+    return _block_activations(config, how)
+
+
+def _block_activations(config: ModelConfig, how: Execution) -> int:
+    """Bytes that autograd keeps of a block, the fp32 numbers a row of a norm and of attention included."""
+    heads, kv_heads = config.heads * config.head_width, config.kv_heads * config.head_width
+    queries_and_output = 2 * heads
+    keys_and_values = 2 * kv_heads
+    if how.compile:
+        # Gate, upper projection and their product; what is cheap to compute again is not kept. Of attention's
+        # output projection the result is kept rather than its sum with the block's input.
+        elements = 2 * config.width + 2 * config.width + queries_and_output + keys_and_values
+        elements += 3 * config.hidden
+        norms = 0
+    else:
+        # Gate, its SiLU, upper projection and their product; the outputs of the two norms.
+        elements = queries_and_output + keys_and_values + 4 * config.hidden + 2 * config.width
+        norms = 2 * _norm_input(config, how)
+    row = how.element * elements + norms + MASTER_BYTES * (2 + config.heads)
+    return how.tokens * row
+
+
+def _norm_input(config: ModelConfig, how: Execution) -> int:
+    """Bytes that a norm which is not compiled keeps of a position, besides its output: its input, and on a
+    CPU, which has no kernel for all of it, both the input and the normalised input in fp32."""
+    return config.width * (2 * MASTER_BYTES if how.device == "cpu" else how.element)
+
+
+def _norm_kept(config: ModelConfig, how: Execution) -> int:
+    """The last norm, which is never compiled."""
+    return how.tokens * (_norm_input(config, how) + how.element * config.width + MASTER_BYTES)
+
+
+def _loss_bytes(config: ModelConfig, how: Execution) -> int:
+    """What the loss keeps, and what its backward pass needs at once."""
+    vocabulary, head = config.vocabulary, config.vocabulary * config.width
+    if is_chunked(config, how):
+        rows = max(1, LOGITS_KEPT // vocabulary)
+        logits = how.element * rows * vocabulary
+        # Compiled: the logits and their gradient. Else: probabilities, targets as ones and zeros (as booleans,
+        # then as numbers) and their difference.
+        at_once = 2 * logits if how.compile else rows * vocabulary * (3 * MASTER_BYTES + 1)
+        gradients = MASTER_BYTES * head + how.element * (head + how.tokens * config.width)
+        return at_once + gradients + _casts(head, how)
+    rows = min(how.tokens, CPU_ROWS) if how.device == "cpu" else how.tokens
+    kept = MASTER_BYTES * how.tokens * vocabulary  # log-probabilities
+    casts = math.ceil(how.tokens / rows) * _casts(head, how)
+    # The gradients of the log-probabilities and of the logits.
+    return kept + casts + 2 * MASTER_BYTES * rows * vocabulary
