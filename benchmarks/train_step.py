@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ingot.model import PRESETS, Batch, ModelConfig, TrainState, Transformer, adamw, parallelize, train_step
+from ingot.model.cost import Execution, step_memory
 from ingot.model.device import peak_flops, peak_memory, synchronize
 
 STATE_BYTES = 16
@@ -190,6 +191,16 @@ def report(
         for kind in ("causal", "full")
     }
     weights = config.layers * config.block_weights() + config.vocabulary * config.width
+    how = Execution(
+        settings.rows,
+        settings.sequence,
+        settings.microbatches,
+        options.precision,
+        options.checkpointing,
+        options.compile,
+        device=options.device,
+    )
+    planned = step_memory(config, how).peak
     memory = "PyTorch's CUDA allocator" if device.type == "cuda" else "resident set of the process"
     print(
         f"\n{name}: {config.parameters():,} parameters in {config.layers} layers; a step is "
@@ -207,12 +218,16 @@ def report(
             f"  FLOP/s         {rate * flops / 1e12:,.4f} T with {kind} attention "
             f"({flops / 1e9:.4f} G a token): {rate * flops / peak:.1%} of the peak"
         )
-    print(f"  peak memory    {result.peak_bytes / 2**30:.2f} GiB ({memory})")
+    print(
+        f"  peak memory    {result.peak_bytes / 2**30:.2f} GiB ({memory}); ingot plan says "
+        f"{planned / 2**30:.2f} GiB, {planned / result.peak_bytes - 1:+.1%}"
+    )
     print(f"  first step     {result.first_step_seconds:.1f} s; last loss {result.loss:.3f}")
     figures: dict[str, float] = {
         "parameters": config.parameters(),
         "tokens_per_second": rate,
         "peak_memory_bytes": result.peak_bytes,
+        "planned_memory_bytes": planned,
         "first_step_seconds": result.first_step_seconds,
     }
     for kind, flops in per_token.items():

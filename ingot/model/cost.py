@@ -273,8 +273,8 @@ def _loss_bytes(config: ModelConfig, how: Execution) -> int:
     if is_chunked(config, how):
         rows = max(1, LOGITS_KEPT // vocabulary)
         logits = how.element * rows * vocabulary
-        # Compiled: the logits and their gradient. Else: probabilities, targets as ones and zeros (as booleans,
-        # then as numbers) and their difference.
+        # Compiled: the logits and their gradient. Else: probabilities, targets as ones and zeros (booleans,
+        # then numbers) and their difference.
         at_once = 2 * logits if how.compile else rows * vocabulary * (3 * MASTER_BYTES + 1)
         gradients = MASTER_BYTES * head + how.element * (head + how.tokens * config.width)
         return at_once + gradients + _casts(head, how)

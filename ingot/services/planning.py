@@ -151,7 +151,7 @@ def _memory(training: TrainingPlan) -> tuple[str, ...]:
 def _print_probe(console: Console, probed: Probe, training: TrainingPlan) -> None:
     few = "" if probed.workers == training.workers else f" of {training.workers}, as more find no room"
     console.print(
-        f"\n{probed.steps} steps here, {probed.workers} workers{few}: {probed.seconds_per_step:.3g} s a step, "
+        f"\n{probed.steps} steps here, workers {probed.workers}{few}: {probed.seconds_per_step:.3g} s each, "
         f"{scaled(probed.flops_per_second)}FLOP/s a worker, {size(probed.peak_bytes)} at most; by that, "
         f"{_AS_MEASURED}",
         soft_wrap=True,

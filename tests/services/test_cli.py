@@ -70,7 +70,7 @@ def imported(*words: str) -> set[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     assert imported("--help") == set()
-    for command in ("run", "runs", "models", "submit", "jobs", "serve", "doctor"):
+    for command in ("run", "plan", "runs", "models", "submit", "jobs", "serve", "doctor"):
         assert imported(command, "--help") <= {"pydantic"}, command
 
 
@@ -81,7 +81,7 @@ def test_looking_at_runs_imports_no_machinery(finished: Finished) -> None:
 def test_help_names_the_commands(run_ingot: Any) -> None:
     done = run_ingot("--help")
     assert done.returncode == 0
-    for command in ("run", "runs", "models", "submit", "jobs", "serve", "doctor"):
+    for command in ("run", "plan", "runs", "models", "submit", "jobs", "serve", "doctor"):
         assert f" {command} " in done.stdout
 
 
@@ -99,6 +99,7 @@ def test_help_names_the_commands(run_ingot: Any) -> None:
             "write the address of the cluster's dashboard as http://HOST:PORT",
         ),
         (["jobs", "logs", "tiny-1"], "name the cluster with --to, or the store"),
+        (["plan", "none.yaml"], "none.yaml: can't read the recipe: No such file"),
         (["run", "none.yaml"], "none.yaml: can't read the recipe: No such file"),
         (["runs", "list", "--store", "none"], "none: holds no runs"),
         (["runs", "list", "--store", "gs://bucket/x"], "neither a folder nor s3://bucket/prefix"),
@@ -114,9 +115,12 @@ def test_bad_usage_is_exit_code_2(run_ingot: Any, tmp_path: Path, words: list[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_recipe_is_told_whole_before_anything_is_written(run_ingot: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_wrong_recipe_is_told_whole_before_anything_is_written(
+    run_ingot: Any, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "r.yaml").write_text("name: a\ncorpus:\n  sources: []\ntokeniser:\n  vocabulary: 300\n")
-    done = run_ingot("run", "r.yaml", "--store", "store", "--set", "tokens.held_out=2", cwd=tmp_path)
+    done = run_ingot(command, "r.yaml", "--store", "store", "--set", "tokens.held_out=2", cwd=tmp_path)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: r.yaml:3: corpus.sources: ")

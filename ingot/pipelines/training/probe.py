@@ -61,8 +61,8 @@ def probe(training: TrainingPlan, section: Training, config: ModelConfig) -> Pro
             torch.multiprocessing.start_processes(_take_steps, arguments, world, start_method="spawn")
         except torch.multiprocessing.ProcessExitedException as error:
             raise IngotError(
-                f"--probe: a worker ended by itself ({error}); if there was too little memory, the plan asks for "
-                f"{training.memory.peak:,} bytes"
+                f"--probe: a worker ended by itself ({error}); if there was too little memory: the plan asks "
+                f"for {training.memory.peak:,} bytes"
             ) from error
         found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     seconds = found[0]["seconds"]
