@@ -14,7 +14,7 @@ from ingot.errors import IngotError
 from ingot.pipelines.artifact import PIECE_BYTES, Artifact, load
 from ingot.pipelines.pipeline import TRAINING, inputs_of, place_of, stages_of
 from ingot.pipelines.recipe import Recipe
-from ingot.pipelines.sections import Preference, Pretrain, Sft, Training
+from ingot.pipelines.sections import Measured, Preference, Pretrain, Sft, Training
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.dataset import shares
 
@@ -29,7 +29,7 @@ HEADER_BYTES = 120  # a tensor in the header of a safetensors file
 TENSOR_BYTES = 190  # a tensor in a checkpoint's state.json
 SHARD_BYTES = 75  # each of the files that hold a part of it, there
 RECORD_BYTES = 110  # a tensor in a shard's record
-STEP_BYTES = 320  # a step in the log
+STEP_BYTES = 580  # a step in the log
 SAMPLE_BYTES = 7  # a sample's number there
 SMALL_BYTES = 1000  # any other object
 EXPORT_OBJECTS = 3  # of a Hugging Face folder besides pieces of weights: two configurations, the manifest
@@ -217,14 +217,15 @@ def written(section: Training, model: ModelConfig, how: Execution) -> Written:
     # The manifest, state.json and the record of it, and a record a shard.
     checkpoint = state + described + (2 + shards) * SMALL_BYTES
     checkpoint_objects = shard_pieces + 3 + shards
-    count = ceil(section.steps / section.checkpoint_every)
+    saved = set(range(section.checkpoint_every, section.steps, section.checkpoint_every))
+    count = len(saved | set(evaluated(section)) - {0} | {section.steps})
     left = min(count, section.keep_checkpoints)
 
     log = section.steps * (STEP_BYTES + SAMPLE_BYTES * rows_of(section))
     element = {"float32": 4, "bfloat16": 2}[section.precision]
     weights = element * model.parameters() + HEADER_BYTES * tensors
-    # The facts of each worker, both evaluations, and what was trained.
-    facts = how.workers + 3
+    # The facts of each worker, the evaluations, and what was trained.
+    facts = how.workers + len(evaluated(section)) + 1
     rest = log + weights + (facts + EXPORT_OBJECTS) * SMALL_BYTES
     rest_objects = count + ceil(weights / PIECE_BYTES) + facts + EXPORT_OBJECTS
     return Written(
@@ -237,6 +238,13 @@ def written(section: Training, model: ModelConfig, how: Execution) -> Written:
     )
 
 
+def evaluated(section: Training) -> list[int]:
+    """After how many steps the model is measured; a checkpoint is saved first, but for the first time."""
+    if not isinstance(section, Measured):
+        return []
+    return [*range(0, section.steps, section.evaluate_every), section.steps]
+
+
 @dataclass(frozen=True)
 class Timing:
     """How long a training takes."""
@@ -244,7 +252,7 @@ class Timing:
     stage: str
     seconds_per_step: float
     seconds: float
-    """Of all steps and, in pretraining, both evaluations."""
+    """Of all steps and, in pretraining, the evaluations without their samples."""
     tokens_per_second: float
     worker_hours: float
 
@@ -255,7 +263,8 @@ def timing(training: TrainingPlan, recipe: Recipe, flops_per_second: float) -> T
     seconds = training.steps * per_step
     if training.stage == "pretrain":
         assert recipe.pretrain is not None
-        # Twice, and of the three passes that a step's backward and forward are worth, one.
-        seconds += 2 / 3 * per_step * recipe.pretrain.evaluate_tokens / recipe.pretrain.batch_tokens
+        # A forward pass is a third of what a step computes.
+        share = recipe.pretrain.evaluate_tokens / recipe.pretrain.batch_tokens / 3
+        seconds += len(evaluated(recipe.pretrain)) * share * per_step
     rate = training.tokens / training.steps / per_step
     return Timing(training.stage, per_step, seconds, rate, training.workers * seconds / 3600)
