@@ -2,9 +2,9 @@
 
     python benchmarks/pretrain.py [--quick]
 
-One part so far: text → token ids, of documentation and sources of the installed packages, with a vocabulary
-trained on them, in turns with `tokenizers`' own `encode_batch` on the same cores; that both give the same ids
-is checked first.
+One part so far: text → token ids, of documentation and sources of the installed packages, with vocabularies
+of BPE and of WordPiece trained on them, in turns with `tokenizers`' own `encode_batch` on the same cores;
+that both give the same ids is checked first.
 
 Notes. tiktoken with the same merges is about four times as fast as `tokenizers`, but its engine of regular
 expressions panics on a million spaces. Here the pattern is cut by hand; that pieces are kept with their ids
@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dedup_texts import gather
 
-from ingot.pipelines.tokenizer import TextEncoder, train_bpe
+from ingot.pipelines.tokenizer import TextEncoder
+from ingot.pipelines.tokenizer.scheme import Scheme
 
 THREADS = 2
 BATCH = 256  # texts of one call of `encode_batch`
@@ -54,7 +55,30 @@ def main() -> None:
     )
     os.environ["RAYON_NUM_THREADS"] = str(THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    serialized = train_bpe(texts[:: max(1, round(total / 10))], vocabulary).to_str()
+    figures, ratios = {"encode_megabytes": total}, {}
+    for scheme, suffix in ((Scheme("bpe"), ""), (Scheme("wordpiece"), "_wordpiece")):
+        sample = texts[:: max(1, round(total / 10))]
+        serialized = scheme.train(sample, vocabulary).to_str()
+        rates = in_turns(serialized, texts, total, turns)
+        for name, own in rates.items():
+            figures[f"{name}_encode{suffix}_mb_per_s"] = statistics.median(own)
+            print(f"  {name:12} {statistics.median(own):8.2f} MB/s   {min(own):.2f} … {max(own):.2f}")
+        ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
+        ratios[f"encode{suffix}_vs_tokenizers"] = ratio
+        print(f"  {scheme.algorithm}: {ratio:.1f} times tokenizers", flush=True)
+    body = {
+        "benchmark": "pretrain",
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("numpy", "numba", "tokenizers")},
+        "figures": figures,
+        "ratios": ratios,
+    }
+    print(json.dumps(body))
+
+
+def in_turns(serialized: str, texts: list[str], total: float, turns: int) -> dict[str, list[float]]:
+    """MB/s of each turn, of both."""
     ours, theirs = Ours(serialized, texts), Theirs(serialized, texts)
     refuse_difference(ours, theirs)
     rates: dict[str, list[float]] = {"ingot": [], "tokenizers": []}
@@ -63,20 +87,7 @@ def main() -> None:
             began = time.perf_counter()
             side.encode()
             rates[name].append(total / (time.perf_counter() - began))
-    for name, own in rates.items():
-        print(f"  {name:12} {statistics.median(own):8.2f} MB/s   {min(own):.2f} … {max(own):.2f}")
-    ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
-    print(f"  {ratio:.1f} times tokenizers")
-    figures = {f"{name}_encode_mb_per_s": statistics.median(own) for name, own in rates.items()}
-    body = {
-        "benchmark": "pretrain",
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "numba", "tokenizers")},
-        "figures": {"encode_megabytes": total, **figures},
-        "ratios": {"encode_vs_tokenizers": ratio},
-    }
-    print(json.dumps(body))
+    return rates
 
 
 class Ours:

@@ -30,6 +30,9 @@ MOST_SEED = 2**32 - 1
 MOST_SNAPSHOT, MOST_SOURCES = 4095, 256  # what fits into a document's rank
 MOST_BANDS = 64
 MOST_DIGITS = 9
+LEAST_VOCABULARY, MOST_VOCABULARY = 300, 2**20  # `tokenizers` sets memory aside for as many as are asked for
+Algorithm = Literal["bpe", "wordpiece"]
+Whitespace = Literal["words", "runs", "single"]
 Workers = int | tuple[int, int]  # so many, or the least and the most
 
 
@@ -161,12 +164,23 @@ def _nearest_divisor(number: int, of: int, most: int | None = None) -> int:
 
 
 class Tokenizer(Section):
-    """A byte-level BPE, trained on a deterministic sample of what is left."""
+    """A byte-level BPE or WordPiece, trained on a deterministic sample of what is left."""
 
-    vocabulary: int = what(4096, ge=300)
+    algorithm: Algorithm = what("bpe")
+    vocabulary: int = what(4096, ge=LEAST_VOCABULARY, le=MOST_VOCABULARY)  # tokens, the special ones included
+    vocabulary_multiple: int = what(64, ge=1, le=4096)  # and more, up to such a multiple
     digits: int = what(3, ge=1, le=MOST_DIGITS)  # of a number, in one token at most
+    # of two and more white spaces in a row: as in GPT-4, the last leads the next word; each run is one piece,
+    # line ends and indentation included, for code; or each white space is one
+    whitespace: Whitespace = what("words")
     sample_bytes: int = what(10_000_000, ge=1)
     seed: int = what(1, ge=0, le=MOST_SEED)
+
+    @property
+    def rounded_vocabulary(self) -> int:
+        """Rows of the embedding that fit the tiles of a matrix product: 128 bytes of bfloat16 are 64. All of
+        them are tokens that were learned, so none is wasted, and no sampled id is without a text."""
+        return -(-self.vocabulary // self.vocabulary_multiple) * self.vocabulary_multiple
 
 
 class Tokens(Section):

@@ -27,7 +27,8 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact, commit, put_file, put_table
 from ingot.pipelines.registry import ModelVersion, publish
 from ingot.pipelines.store import LocalStore
-from ingot.pipelines.tokenizer import TextEncoder, _train
+from ingot.pipelines.tokenizer import TextEncoder
+from ingot.pipelines.tokenizer.stage import _train
 from ingot.services.serve.endpoint import Endpoint, prepare, serve_model
 from ingot.services.serve.settings import ServedModel, ServeOptions
 

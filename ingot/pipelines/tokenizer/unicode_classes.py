@@ -1,7 +1,7 @@
 """Which characters are letters, numbers and white space, as first-last in hexadecimal.
 
 They are those of the engine that `tokenizers` cuts text with; a test asks it. Written by
-tests/pipelines/unicode_of_tokenizers.py."""
+tests/pipelines/tokenizer/unicode_of_tokenizers.py."""
 
 from __future__ import annotations
 

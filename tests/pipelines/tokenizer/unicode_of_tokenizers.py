@@ -1,5 +1,7 @@
 """What the engine that `tokenizers` cuts text with takes for letters, numbers and white space. As a script it
-writes the module that says so: `python unicode_of_tokenizers.py > ingot/pipelines/unicode_classes.py`."""
+writes the module that says so:
+
+    python unicode_of_tokenizers.py > ingot/pipelines/tokenizer/unicode_classes.py"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from tokenizers.pre_tokenizers import Split
 HEAD = '''"""Which characters are letters, numbers and white space, as first-last in hexadecimal.
 
 They are those of the engine that `tokenizers` cuts text with; a test asks it. Written by
-tests/pipelines/unicode_of_tokenizers.py."""
+tests/pipelines/tokenizer/unicode_of_tokenizers.py."""
 
 from __future__ import annotations
 '''
