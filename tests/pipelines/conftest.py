@@ -112,7 +112,7 @@ def code_path(tmp_path_factory: pytest.TempPathFactory, run_one_stage: RunStage)
         for row in corpus.table(name, ["path", "id"]).to_pylist()
     }
     dedup = _keep(store, corpus, removed=[ids["module_003.py"], ids["module_005.py"]])
-    settings = {"vocabulary": 400, "sample_bytes": 100_000}
+    settings = {"vocabulary": 400, "vocabulary_multiple": 16, "sample_bytes": 100_000}
     tokenizer = run_one_stage(store, "tokenizer", settings, {"corpus": corpus, "dedup": dedup})
     return SmallPath(store, texts, corpus, dedup, tokenizer)
 

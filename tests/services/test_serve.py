@@ -78,9 +78,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     store = LocalStore(str(tmp_path_factory.mktemp("store")))
     texts = ["the quick brown fox jumps over the lazy dog, 123 times\n" * 5, "naïve 漢字 \t()"]
     sample = put_table(store, pyarrow.table({"text": texts, "draw": [0.1, 0.2]}))
-    trained = _train(
-        store, {"samples": [sample.to_json()], "sample_bytes": 10_000, "vocabulary": 300, "digits": 1}
-    )
+    asked = {"sample_bytes": 10_000, "vocabulary": 300, "scheme": {"digits": 1}}
+    trained = _train(store, {"samples": [sample.to_json()], **asked})
     tokenizer = {name: file["sha256"] for name, file in trained["files"].items()}
     encoder = TextEncoder(read_object(store, tokenizer["tokenizer.json"]).decode())
 

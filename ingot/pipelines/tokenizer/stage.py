@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, File, put_file, put_table, read_table
@@ -20,6 +22,7 @@ from ingot.pipelines.tokenizer.scheme import ASSISTANT, END_OF_TEXT, STOP, SYSTE
 from ingot.pipelines.units import Unit, Workspace
 
 if TYPE_CHECKING:
+    import pyarrow
     import tokenizers
 
     from ingot.pipelines.pipeline import Outcome
@@ -65,6 +68,7 @@ def run(workspace: Workspace, section: Tokenizer, inputs: Mapping[str, Artifact]
     body = {
         "samples": [record["sample"] for record in samples],
         "sample_bytes": section.sample_bytes,
+        "corpus_bytes": dedup.metrics["bytes_out"],
         "vocabulary": section.rounded_vocabulary,
         "multiple": section.vocabulary_multiple,
         "scheme": asdict(Scheme(section.algorithm, section.digits, section.whitespace)),
@@ -98,36 +102,39 @@ def _draw(seed: int, document: str) -> float:
 def _train(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the only task of its step: it may use every core
     import pyarrow
+    import pyarrow.compute
 
     tables = [read_table(store, File.from_json(entry), "a sample") for entry in body["samples"]]
     columns = {"text": pyarrow.large_string(), "draw": pyarrow.float64()}  # a string column ends at 2 GB
-    sample = pyarrow.concat_tables(tables).cast(pyarrow.schema(columns)).sort_by("draw")
-    texts, used = [], 0
-    for text in sample["text"].to_pylist():
-        if used >= body["sample_bytes"]:
-            break
-        texts.append(text)
-        used += len(text.encode())
-    # its engine of regular expressions gives up on a few million spaces in a row
-    parts = (
-        text[start : start + MOST_TRAINED] for text in texts for start in range(0, len(text), MOST_TRAINED)
-    )
-    tokenizer = Scheme(**body["scheme"]).train(parts, body["vocabulary"])
+    texts = pyarrow.concat_tables(tables).cast(pyarrow.schema(columns)).sort_by("draw")["text"]
+    sizes = np.cumsum(pyarrow.compute.binary_length(texts).to_numpy())
+    documents = min(len(sizes), int(np.searchsorted(sizes, body["sample_bytes"])) + 1)
+    used = int(sizes[documents - 1]) if documents else 0
+    tokenizer = Scheme(**body["scheme"]).train(_parts(texts[:documents]), body["vocabulary"])
     if (learned := tokenizer.get_vocab_size()) < body["vocabulary"]:
         raise IngotError(_too_few(learned, used, body))
     files = _files(tokenizer)
     return {
         "files": {name: put_file(store, data).to_json() for name, data in files.items()},
         "vocabulary": learned,
-        "documents": len(texts),
+        "documents": documents,
         "bytes": used,
     }
+
+
+def _parts(texts: pyarrow.ChunkedArray) -> Iterator[str]:
+    """The texts as strings, one at a time and in parts: the engine of regular expressions that `tokenizers`
+    cuts with gives up on a few million spaces in a row."""
+    for scalar in texts:
+        text = scalar.as_py()
+        for start in range(0, len(text), MOST_TRAINED):
+            yield text[start : start + MOST_TRAINED]
 
 
 def _too_few(learned: int, used: int, body: Mapping[str, Any]) -> str:
     most = learned // body["multiple"] * body["multiple"]
     mends = [f"set it to at most {most}"] if most >= LEAST_VOCABULARY else []
-    mends.append("raise tokenizer.sample_bytes" if used >= body["sample_bytes"] else "give more text")
+    mends.append("raise tokenizer.sample_bytes" if used < body["corpus_bytes"] else "give more text")
     return (
         f"tokenizer.vocabulary {body['vocabulary']}: {used:,} bytes of sample gave {learned} tokens and no "
         f"more; {' or '.join(mends)}"
