@@ -117,7 +117,7 @@ def plan(recipe: Recipe, store: Store | None, unseen: str | None = None) -> Plan
             unseen = str(error)
     model = None
     if recipe.pretrain:
-        vocabulary = recipe.tokenizer.vocabulary
+        vocabulary = recipe.tokenizer.rounded_vocabulary
         if "tokenizer" in made:
             vocabulary = made["tokenizer"].metrics["vocabulary"]
         model = recipe.pretrain.model.config(vocabulary)
