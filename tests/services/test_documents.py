@@ -16,6 +16,7 @@ from ingot.pipelines.corpus import document_id
 from ingot.pipelines.places import put_run
 from ingot.pipelines.shards import put_shard
 from ingot.pipelines.store import LocalStore
+from ingot.pipelines.training.job import Job, Part, SpecialTokens
 from ingot.services.cli import app
 
 IDS = [document_id("books", name, 0) for name in ("a.txt", "b.txt", "c.txt")]
@@ -57,11 +58,8 @@ def show(tmp_path: Any) -> Callable[..., Any]:
     }
     made(store, "tokens", tokens)
     spec = {"tokens": "artifacts/tokens/made", "context": 5, "rows": 1, "seed": 1}
-    dataset = {"name": "ingot.pipelines.training.tokens:TokenDataset", "spec": spec}
-    objective = {"name": "ingot.pipelines.training.job:next_token", "spec": {}}
-    job = {"dataset": dataset, "objective": objective, "evaluation": None}
-    job["special"] = {"bos": 0, "eos": [0], "pad": 0}
-    store.create("artifacts/pretrain/made/job.json", json.dumps(job).encode())
+    job = Job(Part("ingot.pipelines.training.tokens:TokenDataset", spec), SpecialTokens(0, (0,), 0))
+    store.create("artifacts/pretrain/made/job.json", json.dumps(job.to_json()).encode())
     made(store, "pretrain", {})
     stages = ["corpus", "dedup", "tokens", "pretrain"]
     run = {"run": "demo", "at": 0, "git": None, "packages": {}, "stages": stages}
