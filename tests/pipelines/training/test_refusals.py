@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"architectures": ["Qwen3ForCausalLM"]}, "architectures: ['Qwen3ForCausalLM'] is not ['LlamaForCa"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures: ['GPT2LMHeadModel'] is not one of Llama"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported, only 'silu' is"),
     ],
 )
