@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from ingot.errors import UsageError
+from ingot.services.planning import plan_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = str(RECIPES / "tiny.yaml")
@@ -44,20 +48,25 @@ def test_a_plan_for_people_has_every_training(run_ingot: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "said"),
     [
-        (["--device", "Cray"], "--device Cray: its peak is not known; there are: H100 PCIe"),
-        (["--price", "2"], "--price: a cost needs a time"),
-        (["--probe", "--device", "H100"], "--probe and --device"),
-        (["--probe", "--set", "pretrain.gpus_per_worker=1"], "this machine has none"),
+        ({"device": "Cray"}, r"--device Cray: its peak is not known; there are: H100 PCIe"),
+        ({"price": 2.0}, r"--price: a cost needs a time; add --probe"),
+        ({"measure": True, "device": "H100"}, r"--probe and --device: .* keep one"),
+        (
+            {"measure": True, "settings": ["pretrain.gpus_per_worker=1"]},
+            r"this machine has none; probe where",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_the_mend(
-    run_ingot: Any, tmp_path: Path, words: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
 ) -> None:
-    done = run_ingot("plan", TINY, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    usual: dict[str, Any] = {"measure": False, "device": None, "share": 0.4, "price": None, "as_json": False}
+    settings = [f"store={tmp_path}/store", *options.pop("settings", [])]
+    with pytest.raises(UsageError, match=said):
+        plan_recipe(Path(TINY), settings, **usual | options)
 
 
 @pytest.mark.long
