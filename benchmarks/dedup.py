@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dedup_memory import watched
 from dedup_texts import Pair, gather, grown, planted, put, write
-from peers.environment import HERE, ROOT, Peer, Unavailable, python_of
+from peers.environment import HERE, ROOT, Peer, Unavailable, pinned, python_of
 
 from ingot.pipelines.artifact import Artifact, load
 from ingot.pipelines.dedup.banding import choose_banding
@@ -459,15 +459,6 @@ def shown(store: Path) -> dict[str, dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def pinned(*names: str) -> dict[str, str]:
-    """The versions that the peers' lists name."""
-    found = {}
-    for name in names:
-        lines = (ROOT / "requirements" / "peers" / f"{name}.txt").read_text().splitlines()
-        [found[name]] = (line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
-    return found
 
 
 def machine() -> dict[str, Any]:

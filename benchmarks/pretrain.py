@@ -1,14 +1,18 @@
-"""How fast what feeds a model is, beside the peers.
+"""How fast tokens are made and a model is trained on them, beside the peers.
 
-    python benchmarks/pretrain.py [--quick]
+    python benchmarks/pretrain.py [--quick] [--only PART …]
 
-One part so far: text → token ids, of documentation and sources of the installed packages, with vocabularies
-of BPE and of WordPiece trained on them, in turns with `tokenizers`' own `encode_batch` on the same cores;
-that both give the same ids is checked first.
+Parts:
+- encode: text → token ids of BPE and of WordPiece, in turns with `tokenizers`' own `encode_batch`; the ids are
+  equal;
+- step: `ingot.model.train_step`, compiled, in turns with a plain loop over Hugging Face's
+  `LlamaForCausalLM`, eager and compiled, and with litgpt's compiled step; the losses agree;
+- stage: the whole pretrain stage (`ingot run`: Ray Train, the loader, a store on S3) beside bare steps over
+  the rows that it read: what they cost, how long steps wait for data, how long saving holds them up.
 
-Notes. tiktoken with the same merges is about four times as fast as `tokenizers`, but its engine of regular
-expressions panics on a million spaces. Here the pattern is cut by hand; that pieces are kept with their ids
-gives most, as a text is mostly words that were seen before.
+Notes on encoding. tiktoken with the same merges is about four times as fast as `tokenizers`, but its engine
+of regular expressions panics on a million spaces. Here the pattern is cut by hand; that pieces are kept with
+their ids gives most, as a text is mostly words that were seen before.
 
 The last line is one JSON object with all figures.
 """
@@ -25,22 +29,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from peers.environment import pinned
 from pretrain_encode import measure_encoding
+from pretrain_stage import measure_stage
+from pretrain_step import measure_step
+
+PARTS = {"encode": measure_encoding, "step": measure_step, "stage": measure_stage}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="less text and fewer turns")
-    figures, ratios = measure_encoding(parser.parse_args().quick)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="less text, a smaller model and fewer turns: within three minutes",
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part (several: give it again)")
+    options = parser.parse_args()
+    figures: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for part in options.only or PARTS:
+        found, compared = PARTS[part](options.quick)
+        figures |= found
+        ratios |= compared
+    packages = ("numpy", "numba", "tokenizers", "torch", "transformers", "ray")
     body = {
         "benchmark": "pretrain",
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "numba", "tokenizers")},
-        "figures": figures,
-        "ratios": ratios,
+        | {name: version(name) for name in packages}
+        | pinned("litgpt"),
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
     }
     print(json.dumps(body))
 

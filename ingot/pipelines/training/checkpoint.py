@@ -177,6 +177,7 @@ class CheckpointWriter:
         facts: dict[str, Any],
         log: tuple[str, bytes] | None,
     ) -> None:
+        began = time.perf_counter()
         if log is not None:
             self.store.create(*log)
         # What it is a part of stands in the file: objects are named by content, and those of this
@@ -190,10 +191,15 @@ class CheckpointWriter:
         del data
         self._record(step, f"{self.place.shard:05d}", record)
         if self.place.shard == 0:
-            self._commit(step, parts, numbers, facts)
+            self._commit(step, parts, numbers, facts, began)
 
     def _commit(
-        self, step: int, parts: dict[str, Part], numbers: dict[str, float], facts: dict[str, Any]
+        self,
+        step: int,
+        parts: dict[str, Part],
+        numbers: dict[str, float],
+        facts: dict[str, Any],
+        began: float,
     ) -> None:
         records = [self._wait_for_record(step, shard) for shard in range(self.place.shards)]
         names = [f"rank-{shard:05d}-of-{self.place.shards:05d}.safetensors" for shard in range(len(records))]
@@ -215,9 +221,8 @@ class CheckpointWriter:
         folder, fingerprint = _folder(self.key, step), self.key.rpartition("/")[2]
         self._record(step, "state", {"file": files["state.json"].to_json()})
         self.before_commit()
-        commit(
-            self.store, folder, "checkpoint", fingerprint, files, {"step": step}, {"attempt": self.attempt}
-        )
+        made = {"attempt": self.attempt, "seconds_written": time.perf_counter() - began}
+        commit(self.store, folder, "checkpoint", fingerprint, files, {"step": step}, made)
         retire(self.store, self.key, self.keep)
 
     def _wait_for_record(self, step: int, shard: int) -> dict[str, Any]:
