@@ -14,6 +14,18 @@ Notes on encoding. tiktoken with the same merges is about four times as fast as 
 of regular expressions panics on a million spaces. Here the pattern is cut by hand; that pieces are kept with
 their ids gives most, as a text is mostly words that were seen before.
 
+Notes on the step, of 6.8 million parameters, 4 x 512 tokens, fp32, one thread of a busy machine (AMD, AVX2),
+in CPU time. An eager step of ours is 64 % matrix products, 20 % attention (14 % of it backwards), 5 % softmax
+over the logits, and the rest everything else. So all loops share four fifths of their time:
+- the products run at 65 to 75 GFLOP/s a core, and OpenBLAS and oneDNN at the same: nothing to be had there;
+- PyTorch's attention reaches 23 GFLOP/s; as products over blocks of queries both passes take 62 ms instead of
+  84 (attention.py), about 6 % of a step;
+- keeping freed pages (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) leaves no page fault and gains nothing;
+  huge pages (THP_MEM_ALLOC_ENABLE=1) cost 10 %, in the kernel, which has to clear them;
+- compiling saves the eager step 2 to 7 %, and Hugging Face's 12 to 18 %, whose rotation, norms and SwiGLU are
+  more passes;
+- bf16 is about five times as slow as fp32 on a CPU without instructions for it.
+
 The last line is one JSON object with all figures.
 """
 

@@ -51,10 +51,10 @@ class Size:
 
 
 FULL = Size(
-    8, 8192, {"width": 256, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 768, "context": 512}, 4, 30, 3
+    8, 8192, {"width": 256, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 768, "context": 512}, 4, 24, 3
 )
 QUICK = Size(
-    1, 2048, {"width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 384, "context": 256}, 4, 30, 1
+    1, 2048, {"width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 384, "context": 256}, 4, 24, 1
 )
 
 

@@ -24,7 +24,6 @@ def test_it_prints_what_it_measured_beside_its_peers() -> None:
     assert set(ratios) == {
         "encode_vs_tokenizers",
         "encode_wordpiece_vs_tokenizers",
-        "train_vs_ingot_eager",
         "train_vs_huggingface",
         "train_vs_huggingface_compiled",
         "train_vs_litgpt",
