@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from training import CLIP, Step, adamw, serve
+from training import CLIP, Step, adamw, serve  # type: ignore[import-not-found]
 from transformers import LlamaForCausalLM
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
-from training import BETAS, CLIP, EPSILON, LEARNING_RATE, Step, serve
+from training import BETAS, CLIP, EPSILON, LEARNING_RATE, Step, serve  # type: ignore[import-not-found]
 
 from ingot.model import Batch, TrainState, Transformer, adamw, parallelize, train_step
 from ingot.model.huggingface import import_folder

@@ -10,14 +10,14 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import lightning
+import lightning  # type: ignore[import-not-found]
 import torch
-from litgpt import GPT, Config
-from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
-from litgpt.utils import chunked_cross_entropy
+from litgpt import GPT, Config  # type: ignore[import-not-found]
+from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama  # type: ignore[import-not-found]
+from litgpt.utils import chunked_cross_entropy  # type: ignore[import-not-found]
 from safetensors.torch import load_file
 from torch import Tensor
-from training import CLIP, Step, adamw, serve
+from training import CLIP, Step, adamw, serve  # type: ignore[import-not-found]
 
 
 def configuration(folder: Path) -> Config:
