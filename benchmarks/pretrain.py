@@ -3,8 +3,8 @@
     python benchmarks/pretrain.py [--quick] [--only PART …]
 
 Parts:
-- encode: text → token ids of BPE and of WordPiece, in turns with `tokenizers`' own `encode_batch`; the ids are
-  equal;
+- encode: text → token ids of BPE and of WordPiece, in turns with `tokenizers`' own `encode_batch`; the ids
+  are equal;
 - step: `ingot.model.train_step`, compiled, in turns with a plain loop over Hugging Face's
   `LlamaForCausalLM`, eager and compiled, and with litgpt's compiled step; the losses agree;
 - stage: the whole pretrain stage (`ingot run`: Ray Train, the loader, a store on S3) beside bare steps over
