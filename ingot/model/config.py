@@ -108,8 +108,8 @@ class ModelConfig:
         return embeddings + self.layers * self.block_weights() + norms
 
     def tensors(self) -> int:
-        """The number of parameter tensors: a block's seven matrices and two norms, and those around them."""
-        return 9 * self.layers + (2 if self.tied else 3)
+        """The number of parameter tensors: a block's seven matrices and its norms, and those around them."""
+        return (11 if self.qk_norm else 9) * self.layers + (2 if self.tied else 3)
 
     def flops_per_token(self, sequence: int, causal: bool) -> int:
         """Floating point operations that training spends on one token of a row of `sequence` tokens.

@@ -44,6 +44,7 @@ class Execution:
     workers: int = 1
     replicas: int = 1
     """Groups of workers that hold a whole model each."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
@@ -69,7 +70,7 @@ class Memory:
     parameters: int
     gradients: int
     moments: int
-    """AdamW's two."""
+    """The optimizer's: AdamW's two of a parameter, Muon's one of a block's matrix."""
     gathered: int
     """Whole parameters that are there besides the shards, and casts of parameters to bf16."""
     activations: int
@@ -89,7 +90,7 @@ def microbatch_flops(config: ModelConfig, how: Execution) -> int:
 
     `ModelConfig.flops_per_token` counts what training asks for and utilisation is measured by; a block that
     is computed again adds its forward pass without its last product, whose result nobody asks for, and logits
-    in chunks add one more output projection.
+    in chunks add one more output projection. Selective checkpointing keeps all products.
     """
     again = 0
     if how.checkpointing == "full":
@@ -139,6 +140,12 @@ def is_chunked(config: ModelConfig, how: Execution) -> bool:
     return how.tokens > LOGITS_KEPT // config.vocabulary
 
 
+def optimizer_entries(config: ModelConfig, how: Execution) -> int:
+    """Numbers that the optimizer keeps of the whole model."""
+    fewer = config.layers * config.block_weights() if how.optimizer == "muon" else 0
+    return 2 * config.parameters() - fewer
+
+
 def _when_backward_begins(config: ModelConfig, how: Execution) -> Memory:
     kept = config.layers * _block_kept(config, how)
     casts = 0
@@ -150,7 +157,7 @@ def _when_backward_begins(config: ModelConfig, how: Execution) -> Memory:
     return Memory(
         parameters=_sharded(config.parameters(), how),
         gradients=gradients,
-        moments=2 * _sharded(config.parameters(), how),
+        moments=_sharded(optimizer_entries(config, how), how),
         gathered=casts + root,
         activations=kept + _norm_kept(config, how) + _angles(config, how),
         loss=_loss_bytes(config, how),
@@ -163,9 +170,12 @@ def _in_a_block(config: ModelConfig, how: Execution, left: int) -> Memory:
     weights = config.block_weights()
     kept = left * _block_kept(config, how)
     casts = left * _casts(weights, how)
-    if how.checkpointing == "full":
+    if how.checkpointing != "none":
         kept += _block_activations(config, how)
         casts = _casts(weights, how)
+    if how.checkpointing == "selective":  # these are kept and needed again: gate and up, values and output
+        kept -= how.tokens * how.element * (2 * config.hidden + _head_entries(config, 1, 1))
+        kept -= how.tokens * MASTER_BYTES * config.heads
     # Gradients of the gate, of the upper projection and of the block's output.
     passing = how.element * how.tokens * (2 * config.hidden + config.width)
     gradients = config.parameters()
@@ -180,7 +190,7 @@ def _in_a_block(config: ModelConfig, how: Execution, left: int) -> Memory:
     return Memory(
         parameters=_sharded(config.parameters(), how),
         gradients=_sharded(gradients, how) + _waiting(config, how),
-        moments=2 * _sharded(config.parameters(), how),
+        moments=_sharded(optimizer_entries(config, how), how),
         gathered=gathered,
         activations=kept + passing + _angles(config, how),
         loss=0,
@@ -195,7 +205,7 @@ def _at_the_embedding(config: ModelConfig, how: Execution) -> Memory:
     return Memory(
         parameters=_sharded(config.parameters(), how),
         gradients=_sharded(config.parameters(), how) + _waiting(config, how) + new,
-        moments=2 * _sharded(config.parameters(), how),
+        moments=_sharded(optimizer_entries(config, how), how),
         gathered=_gathered_root(config, how) if how.workers > 1 else 0,
         activations=0,
         loss=0,
@@ -234,37 +244,46 @@ def _block_kept(config: ModelConfig, how: Execution) -> int:
     """Bytes of activations that a block keeps from its forward pass to its backward pass."""
     if how.checkpointing == "full":
         return how.element * how.tokens * config.width  # its input
+    if how.checkpointing == "selective":
+        # The input, the results of the seven products, and attention's.
+        elements = 3 * config.width + 2 * config.hidden + _head_entries(config, 2, 2)
+        return how.tokens * (how.element * elements + MASTER_BYTES * config.heads)
     return _block_activations(config, how)
 
 
 def _block_activations(config: ModelConfig, how: Execution) -> int:
     """Bytes that autograd keeps of a block, the fp32 numbers a row of a norm and of attention included."""
-    heads, kv_heads = config.heads * config.head_width, config.kv_heads * config.head_width
-    queries_and_output = 2 * heads
-    keys_and_values = 2 * kv_heads
+    attention = _head_entries(config, 2, 2)  # queries and output, keys and values
     if how.compile:
         # Gate, upper projection and their product; what is cheap to compute again is not kept. Of attention's
         # output projection the result is kept rather than its sum with the block's input.
-        elements = 2 * config.width + 2 * config.width + queries_and_output + keys_and_values
-        elements += 3 * config.hidden
+        elements = 4 * config.width + attention + 3 * config.hidden
+        elements += _head_entries(config, 1, 1) if config.qk_norm else 0
         norms = 0
     else:
         # Gate, its SiLU, upper projection and their product; the outputs of the two norms.
-        elements = queries_and_output + keys_and_values + 4 * config.hidden + 2 * config.width
-        norms = 2 * _norm_input(config, how)
-    row = how.element * elements + norms + MASTER_BYTES * (2 + config.heads)
+        elements = attention + 4 * config.hidden + 2 * config.width
+        normed = 2 * config.width + (_head_entries(config, 1, 1) if config.qk_norm else 0)
+        norms = normed * _norm_input(how)
+    norm_rows = 2 + (config.heads + config.kv_heads if config.qk_norm else 0)
+    row = how.element * elements + norms + MASTER_BYTES * (norm_rows + config.heads)
     return how.tokens * row
 
 
-def _norm_input(config: ModelConfig, how: Execution) -> int:
-    """Bytes that a norm which is not compiled keeps of a position, besides its output: its input, and on a
-    CPU, which has no kernel for all of it, both the input and the normalised input in fp32."""
-    return config.width * (2 * MASTER_BYTES if how.device == "cpu" else how.element)
+def _head_entries(config: ModelConfig, queries: int, keys: int) -> int:
+    """Entries of a position in so many tensors of all query heads, and of all key-value heads."""
+    return config.head_width * (queries * config.heads + keys * config.kv_heads)
+
+
+def _norm_input(how: Execution) -> int:
+    """Bytes that a norm which is not compiled keeps of an entry, besides its output: its input, and on a CPU,
+    which has no kernel for all of it, both the input and the normalised input in fp32."""
+    return 2 * MASTER_BYTES if how.device == "cpu" else how.element
 
 
 def _norm_kept(config: ModelConfig, how: Execution) -> int:
     """The last norm, which is never compiled."""
-    return how.tokens * (_norm_input(config, how) + how.element * config.width + MASTER_BYTES)
+    return how.tokens * (config.width * (_norm_input(how) + how.element) + MASTER_BYTES)
 
 
 def _loss_bytes(config: ModelConfig, how: Execution) -> int:

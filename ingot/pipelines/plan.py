@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ingot.model import ModelConfig
     from ingot.model.cost import Execution, Memory
 
-STATE_TENSORS = 3  # of a parameter, in a checkpoint: its value and AdamW's two moments
 # Bytes of JSON, as training/checkpoint.py and training/log.py write it; beside a model's tensors they are
 # little, so round figures do.
 HEADER_BYTES = 120  # a tensor in the header of a safetensors file
@@ -152,13 +151,13 @@ def committed(recipe: Recipe, store: Store) -> dict[str, Artifact]:
 
 def plan_training(stage: str, section: Training, model: ModelConfig) -> TrainingPlan:
     """The plan of one training of `model`."""
-    from ingot.model.cost import microbatch_flops, step_memory
+    from ingot.model.cost import microbatch_flops, optimizer_entries, step_memory
 
     rows = rows_of(section)
     how = execution(section, model.context)
     positions = section.steps * rows * model.context
     computed = section.steps * how.workers * how.microbatches * microbatch_flops(model, how)
-    state = ceil(STATE_TENSORS * 4 * model.parameters() / how.shards)
+    state = ceil(4 * (model.parameters() + optimizer_entries(model, how)) / how.shards)
     return TrainingPlan(
         stage=stage,
         workers=how.workers,
@@ -200,6 +199,7 @@ def execution(section: Training, context: int) -> Execution:
         microbatches=len(own),
         precision=PRECISIONS[section.precision],
         checkpointing=section.checkpointing,
+        optimizer=section.optimizer,
         compile=section.compile,
         workers=workers,
         replicas=section.replicas,
@@ -209,10 +209,14 @@ def execution(section: Training, context: int) -> Execution:
 
 def written(section: Training, model: ModelConfig, how: Execution) -> Written:
     """What the training stores if no worker is lost."""
+    from ingot.model.cost import optimizer_entries
+
     tensors, shards = model.tensors(), how.shards
-    state = STATE_TENSORS * 4 * model.parameters()
+    # A parameter's value and what the optimizer keeps of it.
+    state = 4 * (model.parameters() + optimizer_entries(model, how))
+    states = 3 * tensors - (7 * model.layers if how.optimizer == "muon" else 0)
     described = HEADER_BYTES + TENSOR_BYTES + (RECORD_BYTES + SHARD_BYTES) * shards
-    described *= STATE_TENSORS * tensors
+    described *= states
     shard_pieces = shards * ceil(state / shards / PIECE_BYTES)
     # The manifest, state.json and the record of it, and a record a shard.
     checkpoint = state + described + (2 + shards) * SMALL_BYTES

@@ -21,6 +21,7 @@ SHAPES = {
     "tied": {},
     "untied": {"tied": False},
     "grouped queries": {"heads": 8, "kv_heads": 1},
+    "normalised heads": {"qk_norm": True},
     "wide": {"width": 128, "hidden": 512, "layers": 2},
 }
 
@@ -62,7 +63,7 @@ class Held(TorchDispatchMode):
 
 def executions() -> Iterator[Execution]:
     for precision in ("fp32", "bf16"):
-        for checkpointing in ("none", "full"):
+        for checkpointing in ("none", "selective", "full"):
             for microbatches in (1, 2):
                 yield Execution(4, 64, microbatches, precision, checkpointing)
 
