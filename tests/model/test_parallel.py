@@ -41,15 +41,14 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     steps = min(len(found["loss"]), len(expected["loss"]))
     assert found["tokens"][:steps] == expected["tokens"][:steps]
     assert found["loss"][:steps] == pytest.approx(expected["loss"][:steps], rel=1e-5)
-    # after 50 steps of AdamW, weights that differ by a millionth have norms that differ by 2e-5 of them
+    # weights that differ by a millionth have norms that differ by some hundred-thousandths
     assert found["norm"][:steps] == pytest.approx(expected["norm"][:steps], rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_any_number_of_processes_with_unequal_targets_trains_as_one(runs, folder, optimizer):
     alone = runs["1-0"][optimizer]
-    assert len(alone["loss"]) == {"adamw": 50, "muon": 10}[optimizer]
-    assert alone["loss"][-1] < 0.9 * alone["loss"][0]
+    assert alone["loss"][-1] < alone["loss"][0] - 0.1
     one = torch.load(folder / "1.pt", weights_only=True)[optimizer]
     for world, rank in WORLDS[1:]:
         assert runs[f"{world}-{rank}"][optimizer] == runs[f"{world}-0"][optimizer]

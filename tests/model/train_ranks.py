@@ -41,6 +41,8 @@ from ingot.model import (
 # Neither 4 nor 3 divides the vocabulary, and of the keys' 6 rows the last of four processes has none.
 CONFIG = ModelConfig(vocabulary=97, width=30, layers=2, heads=5, kv_heads=1, hidden=41, context=24)
 ROWS, LENGTH = 12, 16
+STEPS = {"adamw": 15, "muon": 10}
+"""A long test of pipelines/training takes 50, through the whole loop."""
 
 
 def global_batch(step: int, rank: int, world: int) -> list[Batch]:
@@ -101,7 +103,7 @@ def train_equally(rank: int, world: int, folder: Path) -> dict[str, Any]:
     with meeting(folder, f"meet-{world}", rank, world) as mesh:
         state = start(mesh)
         seen: dict[str, Any] = {
-            "adamw": train(state, rank, world, steps=50),
+            "adamw": train(state, rank, world, STEPS["adamw"]),
             "generated": generate(state.model, [[1, 2, 3], [4]], new_tokens=8),
             "sharded": {
                 name: [
@@ -115,8 +117,8 @@ def train_equally(rank: int, world: int, folder: Path) -> dict[str, Any]:
         weights = {"adamw": whole(state)}
         state = start(mesh, muon)
         with counted_matrices() as counts:
-            seen["muon"] = train(state, rank, world, steps=10)
-        seen["orthogonalised"] = sum(counts) // 10
+            seen["muon"] = train(state, rank, world, STEPS["muon"])
+        seen["orthogonalised"] = sum(counts) // STEPS["muon"]
         weights["muon"] = whole(state)
         if world == 3:
             seen["replicated"] = train(start(data_mesh("cpu", replicas=world)), rank, world, steps=5)
