@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from ingot.pipelines.training.log import read_log
 @pytest.mark.long
 def test_one_to_four_processes_read_the_same_samples_and_see_the_same_losses(tmp_path: Path) -> None:
     script = Path(__file__).with_name("loop_ranks.py")
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=280)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, check=True, timeout=280)
     store = LocalStore(str(tmp_path))
     logs = {world: read_log(store, f"world-{world}") for world in (1, 2, 3, 4)}
     assert {world: len(log) for world, log in logs.items()} == dict.fromkeys(logs, 50)
