@@ -44,10 +44,11 @@ def test_a_killed_driver_loses_nothing_that_was_committed(
     store.create(GATE, b"open")
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert second.returncode == 0, second.stderr
-    # Ray's and torch's chatter goes to files.
-    begun, after, metrics = second.stdout.splitlines()
+    # Ray's and torch's chatter goes to files; the text before training was the first driver's to show.
+    begun, after, *samples, metrics = second.stdout.splitlines()
     assert begun == "  attempt 2: 2 workers go on at step 10 of 20"
-    assert after.startswith("  after training: bits per byte ")
+    assert after.startswith("  step 20 of 20: bits per byte ")
+    assert samples and all("→" in sample for sample in samples)
     assert json.loads(metrics)["steps_repeated"] == 0  # as far as this call can know
     record = json.loads(store.read(f"{KEY}/trained.json"))
     assert {name: File.from_json(entry) for name, entry in record["files"].items()} == uninterrupted.files
