@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ingot.model.cpu_attention import document_attention
+from ingot.model.cpu_attention import attention_in_blocks, document_attention, fits_in_blocks
 
 Kernel = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -110,6 +110,8 @@ def causal_attention(
         visible_B1TT = same_BTT.tril()[:, None]
     elif flash_attention is not None and for_flash:
         return only_output(flash_attention[0](q_BTHE, k_BSKE, v_BSKE))
+    elif fits_in_blocks(q_BTHE, k_BSKE):
+        return attention_in_blocks(q_BTHE, k_BSKE, v_BSKE)
     output_BHTE = F.scaled_dot_product_attention(
         q_BTHE.transpose(1, 2),
         k_BSKE.transpose(1, 2),

@@ -10,14 +10,52 @@ An operator of its own, as the loop's bounds are data: compiled, the loop would 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+SCORES_KEPT = 2**22
+"""How many scores of a layer, rows x heads x positions squared, may be kept for its backward pass: 10 MiB of
+the part that is not masked."""
+
+BLOCKS = 4  # of queries: of what is masked, a quarter is computed all the same
+
 forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def fits_in_blocks(q_BTHE: Tensor, k_BSKE: Tensor) -> bool:
+    """Whether `attention_in_blocks` is for these: whole rows in fp32, neither short nor too long."""
+    (B, T, H, _), S = q_BTHE.shape, k_BSKE.shape[1]
+    few = B * H * T * S <= SCORES_KEPT
+    return q_BTHE.device.type == "cpu" and q_BTHE.dtype == torch.float32 and T == S and T >= 64 and few
+
+
+def attention_in_blocks(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
+    """Causal attention as plain matrix products: a block of queries with all keys up to its end.
+
+    PyTorch's kernel reaches a third of the speed of a plain product in training. Measured on one core, 4 rows
+    of 512 tokens, 4 heads of width 64 on 2 of keys, both passes, not compiled: 84 ms there, 62 ms here.
+    """
+    (B, T, H, E), K = q_BTHE.shape, k_BTKE.shape[2]
+    G = H // K  # query heads that share a key-value head: their queries stand below each other
+    k_NET = k_BTKE.permute(0, 2, 3, 1).flatten(0, 1)  # N = B K
+    v_NTE = v_BTKE.transpose(1, 2).flatten(0, 1)
+    q_BTKGE = (q_BTHE * E**-0.5).unflatten(2, (K, G))
+    outputs = []
+    for number in range(BLOCKS):
+        start, end = T * number // BLOCKS, T * (number + 1) // BLOCKS
+        t = end - start
+        later = torch.ones(t, end, dtype=torch.bool, device=q_BTHE.device).triu(start + 1)
+        bias = torch.zeros(later.shape, device=q_BTHE.device).masked_fill(later, -math.inf).repeat(G, 1)
+        q_NtE = q_BTKGE[:, start:end].permute(0, 2, 3, 1, 4).reshape(B * K, G * t, E)
+        weights = torch.baddbmm(bias, q_NtE, k_NET[:, :, :end]).softmax(-1)
+        o_BKGtE = (weights @ v_NTE[:, :end]).view(B, K, G, t, E)
+        outputs.append(o_BKGtE.permute(0, 3, 1, 2, 4).reshape(B, t, H, E))
+    return torch.cat(outputs, dim=1)
 
 
 @torch.library.custom_op("ingot::document_attention", mutates_args=())
