@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from ingot.model.config import ModelConfig
+from ingot.model.cpu_attention import BLOCKS, rows_fit_in_blocks
 from ingot.model.losses import CPU_ROWS, LOGITS_KEPT
 from ingot.model.parallel import Checkpointing, Precision
 
@@ -171,11 +172,11 @@ def _in_a_block(config: ModelConfig, how: Execution, left: int) -> Memory:
     kept = left * _block_kept(config, how)
     casts = left * _casts(weights, how)
     if how.checkpointing != "none":
-        kept += _block_activations(config, how)
+        # What this one kept is used as it is computed again: it goes, or is among what it keeps now, as is its
+        # input where a norm keeps just that.
+        cast_input = how.element * how.tokens * config.width if how.precision == "bf16" else 0
+        kept += _block_activations(config, how) - _block_kept(config, how) + cast_input
         casts = _casts(weights, how)
-    if how.checkpointing == "selective":  # these are kept and needed again: gate and up, values and output
-        kept -= how.tokens * how.element * (2 * config.hidden + _head_entries(config, 1, 1))
-        kept -= how.tokens * MASTER_BYTES * config.heads
     # Gradients of the gate, of the upper projection and of the block's output.
     passing = how.element * how.tokens * (2 * config.hidden + config.width)
     gradients = config.parameters()
@@ -245,9 +246,10 @@ def _block_kept(config: ModelConfig, how: Execution) -> int:
     if how.checkpointing == "full":
         return how.element * how.tokens * config.width  # its input
     if how.checkpointing == "selective":
-        # The input, the results of the seven products, and attention's.
-        elements = 3 * config.width + 2 * config.hidden + _head_entries(config, 2, 2)
-        return how.tokens * (how.element * elements + MASTER_BYTES * config.heads)
+        # The input, the results of the seven products, and attention's unless it is made of products.
+        queries = 1 if attends_in_blocks(config, how) else 2
+        elements = 3 * config.width + 2 * config.hidden + _head_entries(config, queries, 2)
+        return how.tokens * (how.element * elements + _log_sums(config, how))
     return _block_activations(config, how)
 
 
@@ -266,8 +268,27 @@ def _block_activations(config: ModelConfig, how: Execution) -> int:
         normed = 2 * config.width + (_head_entries(config, 1, 1) if config.qk_norm else 0)
         norms = normed * _norm_input(how)
     norm_rows = 2 + (config.heads + config.kv_heads if config.qk_norm else 0)
-    row = how.element * elements + norms + MASTER_BYTES * (norm_rows + config.heads)
-    return how.tokens * row
+    row = how.element * elements + norms + MASTER_BYTES * norm_rows + _log_sums(config, how)
+    return how.tokens * row + _scores(config, how)
+
+
+def attends_in_blocks(config: ModelConfig, how: Execution) -> bool:
+    """Whether attention is made of products that keep its scores (see cpu_attention.attention_in_blocks)."""
+    on_cpu_in_fp32 = how.device == "cpu" and how.precision == "fp32"
+    return on_cpu_in_fp32 and rows_fit_in_blocks(how.rows, config.heads, how.length)
+
+
+def _scores(config: ModelConfig, how: Execution) -> int:
+    """Bytes of attention's scores: each block of queries has them for all positions up to its own end."""
+    if not attends_in_blocks(config, how):
+        return 0
+    ends = sum(how.length * (number + 1) // BLOCKS for number in range(BLOCKS))
+    return MASTER_BYTES * how.rows * config.heads * how.length * ends // BLOCKS
+
+
+def _log_sums(config: ModelConfig, how: Execution) -> int:
+    """Bytes of a position that attention's kernel keeps to compute its scores again."""
+    return 0 if attends_in_blocks(config, how) else MASTER_BYTES * config.heads
 
 
 def _head_entries(config: ModelConfig, queries: int, keys: int) -> int:

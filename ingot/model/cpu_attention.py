@@ -30,8 +30,12 @@ backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def fits_in_blocks(q_BTHE: Tensor, k_BSKE: Tensor) -> bool:
     """Whether `attention_in_blocks` is for these: whole rows in fp32, neither short nor too long."""
     (B, T, H, _), S = q_BTHE.shape, k_BSKE.shape[1]
-    few = B * H * T * S <= SCORES_KEPT
-    return q_BTHE.device.type == "cpu" and q_BTHE.dtype == torch.float32 and T == S and T >= 64 and few
+    on_cpu_in_fp32 = q_BTHE.device.type == "cpu" and q_BTHE.dtype == torch.float32
+    return on_cpu_in_fp32 and T == S and rows_fit_in_blocks(B, H, T)
+
+
+def rows_fit_in_blocks(rows: int, heads: int, length: int) -> bool:
+    return length >= 64 and rows * heads * length**2 <= SCORES_KEPT
 
 
 def attention_in_blocks(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:

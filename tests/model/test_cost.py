@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ingot.model import ModelConfig, Transformer, cost, losses, parallelize
+from ingot.model import ModelConfig, Transformer, cost, cpu_attention, losses, parallelize
 from ingot.model.cost import Execution, microbatch_flops, step_memory
 
 CONFIG = ModelConfig(vocabulary=640, width=64, layers=4, heads=4, kv_heads=2, hidden=160, context=64)
@@ -72,7 +72,19 @@ def executions() -> Iterator[Execution]:
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
 def test_a_step_holds_what_is_planned(change: dict[str, Any], how: Execution) -> None:
     config = dataclasses.replace(CONFIG, **change)
-    assert held(config, how) == pytest.approx(planned(config, how), rel=0.05)
+    assert held(config, how) == pytest.approx(planned(config, how), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_so_does_one_whose_attention_keeps_no_scores(
+    checkpointing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Execution(4, 64, checkpointing=checkpointing)
+    assert cost.attends_in_blocks(CONFIG, how)
+    in_blocks = held(CONFIG, how)
+    monkeypatch.setattr(cpu_attention, "SCORES_KEPT", 0)
+    assert not cost.attends_in_blocks(CONFIG, how)
+    assert in_blocks != held(CONFIG, how) == pytest.approx(planned(CONFIG, how), rel=0.02)
 
 
 @pytest.mark.usefixtures("few_logits_kept")
