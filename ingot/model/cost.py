@@ -172,8 +172,8 @@ def _in_a_block(config: ModelConfig, how: Execution, left: int) -> Memory:
     kept = left * _block_kept(config, how)
     casts = left * _casts(weights, how)
     if how.checkpointing != "none":
-        # What this one kept is used as it is computed again: it goes, or is among what it keeps now, as is its
-        # input where a norm keeps just that.
+        # What this one kept is used as it is computed again: it goes, or is among what it keeps now, as is
+        # its input where a norm keeps just that.
         cast_input = how.element * how.tokens * config.width if how.precision == "bf16" else 0
         kept += _block_activations(config, how) - _block_kept(config, how) + cast_input
         casts = _casts(weights, how)

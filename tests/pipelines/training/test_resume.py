@@ -48,7 +48,8 @@ def test_a_killed_driver_loses_nothing_that_was_committed(
     begun, after, *samples, metrics = second.stdout.splitlines()
     assert begun == "  attempt 2: 2 workers go on at step 10 of 20"
     assert after.startswith("  step 20 of 20: bits per byte ")
-    assert samples and all("→" in sample for sample in samples)
+    assert samples
+    assert all("→" in sample for sample in samples)
     assert json.loads(metrics)["steps_repeated"] == 0  # as far as this call can know
     record = json.loads(store.read(f"{KEY}/trained.json"))
     assert {name: File.from_json(entry) for name, entry in record["files"].items()} == uninterrupted.files
