@@ -129,7 +129,9 @@ class Artifact:
         return folder
 
 
-def put_file(store: Store, data: bytes, rows: int | None = None, tokens: int | None = None) -> File:
+def put_file(
+    store: Store, data: bytes | memoryview, rows: int | None = None, tokens: int | None = None
+) -> File:
     """Stores the bytes as pieces and returns their entry for a manifest. Safe to repeat."""
     view = memoryview(data)
     pieces = []

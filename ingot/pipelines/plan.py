@@ -65,7 +65,7 @@ class TrainingPlan:
     execution: Execution
     memory: Memory
     saving_bytes: int
-    """Of a worker's main memory, while a checkpoint is stored: copies of its part of the state."""
+    """Of a worker's main memory: a copy of its part of the state, and while that is stored some of it again."""
     written: Written
     at_most: bool
     """Whether rows may be shorter than was counted."""
@@ -168,8 +168,8 @@ def plan_training(stage: str, section: Training, model: ModelConfig) -> Training
         flops_computed=computed,
         execution=how,
         memory=step_memory(model, how),
-        # The copies, each tensor's bytes and the file that they are joined to.
-        saving_bytes=3 * state,
+        # The file, and the piece of it that is on its way to the store.
+        saving_bytes=state + min(state, PIECE_BYTES),
         written=written(section, model, how),
         at_most=not isinstance(section, Pretrain),
     )

@@ -2,10 +2,11 @@
 
 Each checkpoint is an artifact below its training, `<key>/checkpoints/<step>`: one safetensors file a shard,
 and `state.json`, which says what stands where and everything else (no pickle, unlike the storage that comes
-with torch.distributed.checkpoint). A save copies the rows this process holds into buffers on the training's
-path; a thread serialises, hashes and stores them and creates a record. When the records of all shards are
-there, the first shard's thread commits the manifest: before that the checkpoint does not exist, so what is
-killed when doesn't matter. The newest committed step wins."""
+with torch.distributed.checkpoint). A thread copies the rows this process holds, beside the next step's
+passes, which only read them, and then hashes and stores them and creates a record; all that training may wait
+for is the copy, before the optimizer changes what is copied. When the records of all shards are there, the
+first shard's thread commits the manifest: before that the checkpoint does not exist, so what is killed when
+doesn't matter. The newest committed step wins."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from ingot.errors import IngotError
+from ingot.model import TrainState
 from ingot.pipelines.artifact import Artifact, Damaged, File, commit, load, put_file, put_json
 from ingot.pipelines.store import ObjectMissing, Store, StoreError
+from ingot.pipelines.training.snapshot import Snapshot
 from ingot.pipelines.training.state import Part, make_room, named_state, part_of
 
 FORMAT = 1
@@ -101,48 +103,55 @@ def _refuse_another(
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of one training, one at a time. `attempt` names the group of workers that began
-    together: shards of different groups must not be mixed. `before_commit` may refuse, by raising."""
+    """Saves the checkpoints of the training whose state is `state`, one at a time. `attempt` names the group
+    of workers that began together: shards of different groups must not be mixed. `before_commit` may refuse,
+    by raising. While a state is copied, the optimizer's next step waits."""
 
     def __init__(
         self,
         store: Store,
         key: str,
+        state: TrainState,
         place: Place,
         attempt: int,
         keep: int,
         before_commit: Callable[[], object] = lambda: None,
     ) -> None:
-        self.store, self.key, self.place, self.attempt, self.keep = store, key, place, attempt, keep
+        self.store, self.key, self.state = store, key, state
+        self.place, self.attempt, self.keep = place, attempt, keep
         self.before_commit = before_commit
         self.step: int | None = None  # of the last save
-        self._buffers: dict[str, Tensor] = {}
+        self._snapshot, self._awaited = Snapshot(), 0.0
+        state.optimizer.register_step_pre_hook(self._wait_for_copies)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(
-        self,
-        step: int,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        facts: Mapping[str, Any],
-        log: tuple[str, bytes] | None = None,
-    ) -> None:
-        """Copies the state as it is now and returns; storing goes on in a thread. Waits for an earlier save
-        that is not done. `facts` are put into `state.json`; `log`, a key and an object, is stored first."""
+    def save(self, facts: Mapping[str, Any], log: tuple[str, bytes] | None = None) -> None:
+        """Saves the state as it is now, in a thread. Waits for an earlier save that is not done. Whoever but
+        the optimizer changes the state has to `wait`. `facts` are put into `state.json`; `log`, a key and an
+        object, is stored first."""
         self.wait()
-        self.step = step
-        tensors, numbers = named_state(model, optimizer)
-        parts = {name: part_of(tensor) for name, tensor in tensors.items()}
-        buffers = {name: self._copy(name, part) for name, part in parts.items() if part.start < part.end}
-        if any(part.local.is_cuda for part in parts.values()):
-            torch.cuda.synchronize()
+        self.step = self.state.step
         if self.place.replica:
             return
-        facts = {"step": step, "optimizer_class": type(optimizer).__name__, **facts}
-        work = (step, parts, buffers, numbers, facts, log)
-        self._thread = threading.Thread(target=self._run, args=work, daemon=True)
+        tensors, numbers = named_state(self.state.model, self.state.optimizer)
+        parts = {name: part_of(tensor) for name, tensor in tensors.items()}
+        self._snapshot.begin({name: part.local for name, part in parts.items() if part.start < part.end})
+        facts = {"step": self.step, "optimizer_class": type(self.state.optimizer).__name__, **facts}
+        self._thread = threading.Thread(
+            target=self._run, args=(self.step, parts, numbers, facts, log), daemon=True
+        )
         self._thread.start()
+
+    def _wait_for_copies(self, *_: Any) -> None:
+        began = time.perf_counter()
+        self._snapshot.wait()
+        self._awaited += time.perf_counter() - began
+
+    def take_seconds_awaited(self) -> float:
+        """For how long the optimizer waited for copies since this was last asked."""
+        seconds, self._awaited = self._awaited, 0.0
+        return seconds
 
     def check(self) -> None:
         """Raises what made a save fail, if one did."""
@@ -156,12 +165,6 @@ class CheckpointWriter:
             self._thread.join()
         self.check()
 
-    def _copy(self, name: str, part: Part) -> Tensor:
-        if name not in self._buffers:
-            pinned = part.local.is_cuda  # page-locked memory: a device copies into it several times faster
-            self._buffers[name] = torch.empty_like(part.local, device="cpu", pin_memory=pinned)
-        return self._buffers[name].copy_(part.local, non_blocking=True)
-
     def _run(self, *work: Any) -> None:
         try:
             self._store(*work)
@@ -172,23 +175,21 @@ class CheckpointWriter:
         self,
         step: int,
         parts: dict[str, Part],
-        buffers: dict[str, Tensor],
         numbers: dict[str, float],
         facts: dict[str, Any],
         log: tuple[str, bytes] | None,
     ) -> None:
         began = time.perf_counter()
-        if log is not None:
-            self.store.create(*log)
         # What it is a part of stands in the file: objects are named by content, and those of this
         # checkpoint must be nobody else's, so that they can be deleted with it.
         whose = f"{self.key} step {step} shard {self.place.shard} of {self.place.shards}"
-        data = safetensors.torch.save(buffers, {"checkpoint": whose})
+        data = self._snapshot.copy({"checkpoint": whose})
+        if log is not None:
+            self.store.create(*log)
         record = {
             "file": put_file(self.store, data).to_json(),
-            "rows": {name: [parts[name].start, parts[name].end] for name in buffers},
+            "rows": {name: [part.start, part.end] for name, part in parts.items() if part.start < part.end},
         }
-        del data
         self._record(step, f"{self.place.shard:05d}", record)
         if self.place.shard == 0:
             self._commit(step, parts, numbers, facts, began)

@@ -69,7 +69,9 @@ class Loop:
         self.attempt = self._begin_attempt()
         self.log = StepLog(self.key, self.attempt, self.group)
         keep = self.section.keep_checkpoints
-        self.writer = CheckpointWriter(self.store, self.key, place, self.attempt, keep, self.refuse_if_fenced)
+        self.writer = CheckpointWriter(
+            self.store, self.key, self.state, place, self.attempt, keep, self.refuse_if_fenced
+        )
         self._resume()
         self._train()
         self._evaluate()
@@ -133,6 +135,8 @@ class Loop:
                 waited = time.perf_counter() - asked
                 self.writer.check()
                 metrics = self._step(step, [self.group.here(batch) for batch in share.batches])
+                if self.figures:
+                    self.figures.pause(self.writer.take_seconds_awaited())
                 self._note(step, metrics, share, waited=waited)
                 done = step + 1
                 self.tell({"kind": "step", "step": done})
@@ -202,7 +206,7 @@ class Loop:
         log = self.log.take()
         if self.group.rank:
             log = None  # the first worker's is everyone's
-        self.writer.save(step, self.state.model, self.state.optimizer, facts, log)
+        self.writer.save(facts, log)
         if self.figures:
             self.figures.pause(time.perf_counter() - asked)
 

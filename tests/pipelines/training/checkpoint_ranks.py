@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from ingot.model import ModelConfig, Transformer, adamw, muon, parallelize
+from ingot.model import ModelConfig, TrainState, Transformer, adamw, muon, parallelize
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint
 
@@ -31,8 +31,9 @@ def copy(folder: str, source: str, target: str, mesh: DeviceMesh, place: Place) 
         model = parallelize(Transformer(CONFIG), mesh)
         optimizer = make(model)
         load_checkpoint(store, f"{name}/{source}", STEP, model, optimizer)
-        writer = CheckpointWriter(store, f"{name}/{target}", place, attempt=1, keep=1)
-        writer.save(STEP, model, optimizer, {})
+        state = TrainState(model, optimizer, STEP)
+        writer = CheckpointWriter(store, f"{name}/{target}", state, place, attempt=1, keep=1)
+        writer.save({})
         writer.wait()
 
 

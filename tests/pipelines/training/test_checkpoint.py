@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from ingot.pipelines.artifact import Damaged, load
 from ingot.pipelines.runs import Fenced
 from ingot.pipelines.store import LocalStore, StoreError
 from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint, newest_step
+from ingot.pipelines.training.snapshot import Snapshot
 from ingot.pipelines.training.state import named_state
 
 KEY = "artifacts/pretrain/a"
@@ -41,8 +45,8 @@ def trained(steps: int = STEP, optimizer: str = "adamw") -> TrainState:
 
 
 def save(store: LocalStore, key: str, state: TrainState, keep: int = 2) -> CheckpointWriter:
-    writer = CheckpointWriter(store, key, Place(), attempt=1, keep=keep)
-    writer.save(state.step, state.model, state.optimizer, {"data": {"next_step": state.step}})
+    writer = CheckpointWriter(store, key, state, Place(), attempt=1, keep=keep)
+    writer.save({"data": {"next_step": state.step}})
     writer.wait()
     return writer
 
@@ -106,22 +110,48 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     assert losses[::2] == losses[1::2]
 
 
-def test_training_may_go_on_while_a_checkpoint_is_written(store: LocalStore) -> None:
-    state, before = trained(), trained()
-    writer = CheckpointWriter(store, KEY, Place(), attempt=1, keep=1)
-    writer.save(STEP, state.model, state.optimizer, {})
-    with torch.no_grad():
-        for parameter in state.model.parameters():
-            parameter.zero_()
+class ShutStore(LocalStore):
+    """Takes objects once its gate is open."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.gate = threading.Event()
+
+    def create(self, key: str, data: bytes) -> bool:
+        assert self.gate.wait(60)
+        return super().create(key, data)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_waits_for_the_copies_and_not_for_the_store(
+    store: LocalStore, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, before = trained(optimizer=optimizer), trained(optimizer=optimizer)
+    shut = ShutStore(store.uri)
+    writer = CheckpointWriter(shut, KEY, state, Place(), attempt=1, keep=1)
+    copy = Snapshot.copy
+
+    def copy_later(self: Snapshot, note: Mapping[str, str]) -> memoryview:
+        time.sleep(0.3)
+        return copy(self, note)
+
+    monkeypatch.setattr(Snapshot, "copy", copy_later)
+    writer.save({})
+    tokens = torch.arange(36).view(4, 9)
+    train_step(state, [Batch(tokens[:, :-1], tokens[:, 1:])], learning_rate=0.01, clip=1.0)
+    assert writer.take_seconds_awaited() > 0.1
+    assert newest_step(store, KEY) is None
+    shut.gate.set()
     writer.wait()
-    assert_same(loaded(store, KEY), before)
+    assert_same(loaded(store, KEY, optimizer=optimizer), before)
+    assert not torch.equal(state.model.embedding.weight, before.model.embedding.weight)
 
 
 def test_a_checkpoint_without_the_records_of_all_shards_does_not_exist(store: LocalStore) -> None:
     save(store, KEY, trained(2))
     state = trained(3)
-    writer = CheckpointWriter(store, KEY, Place(1, 2), attempt=2, keep=1)
-    writer.save(3, state.model, state.optimizer, {})
+    writer = CheckpointWriter(store, KEY, state, Place(1, 2), attempt=2, keep=1)
+    writer.save({})
     writer.wait()
     assert newest_step(store, KEY) == 2
 
@@ -133,8 +163,8 @@ def test_what_refuses_a_commit_leaves_no_checkpoint_and_deletes_none(store: Loca
     def refuse() -> None:
         raise Fenced("another attempt has begun")
 
-    writer = CheckpointWriter(store, KEY, Place(), attempt=2, keep=1, before_commit=refuse)
-    writer.save(STEP + 1, state.model, state.optimizer, {})
+    writer = CheckpointWriter(store, KEY, state, Place(), attempt=2, keep=1, before_commit=refuse)
+    writer.save({})
     with pytest.raises(Fenced):
         writer.wait()
     assert newest_step(store, KEY) == STEP
@@ -191,8 +221,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(store: LocalStore, file: str, h
 def test_what_made_a_save_fail_is_raised_at_the_next_step(store: LocalStore, tmp_path: Path) -> None:
     state = trained()
     (tmp_path / "objects").write_text("no folder")
-    writer = CheckpointWriter(store, KEY, Place(), attempt=1, keep=1)
-    writer.save(STEP, state.model, state.optimizer, {})
+    writer = CheckpointWriter(store, KEY, state, Place(), attempt=1, keep=1)
+    writer.save({})
     with pytest.raises(StoreError, match="can't write objects/"):
         writer.wait()
     with pytest.raises(StoreError, match="can't write objects/"):
