@@ -85,7 +85,7 @@ def count(config: ModelConfig, how: Execution) -> int:
         tokens = torch.empty(how.rows, how.length, dtype=torch.long)
     parallelize(model, precision=how.precision, checkpointing=how.checkpointing)
     with FlopCounterMode(display=False) as counter:
-        model(tokens, tokens).sum().backward()
+        model(tokens, tokens, summed=True)[0].backward()
     counted: int = counter.get_total_flops()
     return counted
 

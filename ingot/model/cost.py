@@ -13,7 +13,7 @@ from typing import Literal
 
 from ingot.model.config import ModelConfig
 from ingot.model.cpu_attention import BLOCKS, rows_fit_in_blocks
-from ingot.model.losses import CPU_ROWS, LOGITS_KEPT
+from ingot.model.losses import CPU_LOGITS, CPU_ROWS, LOGITS_KEPT
 from ingot.model.parallel import Checkpointing, Precision
 
 MASTER_BYTES = 4
@@ -47,6 +47,8 @@ class Execution:
     """Groups of workers that hold a whole model each."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     device: Literal["cpu", "cuda"] = "cpu"
+    summed: bool = True
+    """Whether the targets' losses are summed at once, as a language model's are, or weighed one by one."""
 
     @property
     def tokens(self) -> int:
@@ -91,14 +93,15 @@ def microbatch_flops(config: ModelConfig, how: Execution) -> int:
 
     `ModelConfig.flops_per_token` counts what training asks for and utilisation is measured by; a block that
     is computed again adds its forward pass without its last product, whose result nobody asks for, and logits
-    in chunks add one more output projection. Selective checkpointing keeps all products.
+    in chunks, where losses are not summed at once, add one more output projection. Selective checkpointing
+    keeps all products.
     """
     again = 0
     if how.checkpointing == "full":
         last_product = config.hidden * config.width
         attention = 4 * config.heads * config.head_width * how.length
         again += config.layers * (2 * (config.block_weights() - last_product) + attention)
-    if is_chunked(config, how):
+    if not how.summed and is_chunked(config, how):
         again += 2 * config.vocabulary * config.width
     return how.tokens * (config.flops_per_token(how.length, causal=False) + again)
 
@@ -130,7 +133,7 @@ def _unused(config: ModelConfig, how: Execution, memory: Memory) -> int:
         (states * (1 - share), _sharded(config.width * config.hidden, how)),
         (memory.gathered, how.element * config.width * config.hidden),
         (memory.activations, how.element * how.tokens * config.hidden),
-        (memory.loss, MASTER_BYTES * min(how.tokens, CPU_ROWS) * config.vocabulary),
+        (memory.loss, MASTER_BYTES * _loss_rows(config, how) * config.vocabulary),
     ):
         heap += bytes_held if tensor < MAPPED_BYTES else 0
     return round(HEAP_WASTE * heap) + BUFFERS_BYTES
@@ -307,18 +310,33 @@ def _norm_kept(config: ModelConfig, how: Execution) -> int:
     return how.tokens * (config.width * (_norm_input(how) + how.element) + MASTER_BYTES)
 
 
+def _loss_rows(config: ModelConfig, how: Execution) -> int:
+    """Positions whose logits are computed at a time."""
+    if how.device == "cpu" and how.summed:
+        most = min(CPU_ROWS, CPU_LOGITS // config.vocabulary)
+    elif how.summed or is_chunked(config, how):
+        most = LOGITS_KEPT // config.vocabulary
+    else:
+        most = CPU_ROWS if how.device == "cpu" else how.tokens
+    return min(how.tokens, max(1, most))
+
+
 def _loss_bytes(config: ModelConfig, how: Execution) -> int:
     """What the loss keeps, and what its backward pass needs at once."""
-    vocabulary, head = config.vocabulary, config.vocabulary * config.width
-    if is_chunked(config, how):
-        rows = max(1, LOGITS_KEPT // vocabulary)
-        logits = how.element * rows * vocabulary
-        # Compiled: the logits and their gradient. Else: probabilities, targets as ones and zeros (booleans,
-        # then numbers) and their difference.
-        at_once = 2 * logits if how.compile else rows * vocabulary * (3 * MASTER_BYTES + 1)
-        gradients = MASTER_BYTES * head + how.element * (head + how.tokens * config.width)
+    vocabulary, head, rows = config.vocabulary, config.vocabulary * config.width, _loss_rows(config, how)
+    if how.device == "cpu" and how.summed and how.precision == "fp32":
+        # The states of the targets that count, scaled, and their gradients; those of all, or products.
+        states = 3 * how.tokens + max(how.tokens, 2 * rows)
+        return MASTER_BYTES * (rows * vocabulary + head + states * config.width)
+    if how.summed or is_chunked(config, how):
+        # Compiled: the logits and their gradient. Else: logits where they are there beside it, probabilities,
+        # targets as ones and zeros (booleans, then numbers) and their difference.
+        numbers = 4 if how.summed else 3
+        at_once = rows * vocabulary * (2 * how.element if how.compile else numbers * MASTER_BYTES + 1)
+        gradients = MASTER_BYTES * head + how.element * how.tokens * config.width
+        # What a chunk adds to the gradient of the weights; in the forward pass the logits are gone by then.
+        gradients += 0 if how.summed and not how.compile else how.element * head
         return at_once + gradients + _casts(head, how)
-    rows = min(how.tokens, CPU_ROWS) if how.device == "cpu" else how.tokens
     kept = MASTER_BYTES * how.tokens * vocabulary  # log-probabilities
     casts = math.ceil(how.tokens / rows) * _casts(head, how)
     # The gradients of the log-probabilities and of the logits.

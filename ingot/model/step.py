@@ -76,16 +76,14 @@ def language_model_objective(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Next-token prediction; the weight is the number of targets that count.
 
-    `z_loss` times the squared logarithm of the softmax's denominator is added at each target (PaLM,
-    arXiv:2204.02311, section 5), so that logits do not drift away, and told as the metric `z_loss`; the loss
-    that is told stays the cross-entropy.
+    With `z_loss` (see `losses.summed_cross_entropy`), which keeps logits from drifting away, the loss that is
+    told stays the cross-entropy, and the rest is told as the metric `z_loss`.
     """
-    rows, weight = (batch.tokens_BT, batch.targets_BT), (batch.targets_BT != IGNORED).sum()
-    if not z_loss:
-        return model(*rows, documents_BT=batch.documents_BT).sum(), weight, {}
-    nll_BT, log_z_BT = model(*rows, documents_BT=batch.documents_BT, with_log_z=True)
-    nll, penalty = nll_BT.sum(), z_loss * log_z_BT.square().sum()
-    return nll + penalty, weight, {"loss": nll, "z_loss": penalty}
+    total, nll, penalty = model(
+        batch.tokens_BT, batch.targets_BT, documents_BT=batch.documents_BT, summed=True, z_loss=z_loss
+    )
+    weight = (batch.targets_BT != IGNORED).sum()
+    return total, weight, {"loss": nll, "z_loss": penalty} if z_loss else {}
 
 
 def preference_objective(beta: float, average: bool = False, label_smoothing: float = 0.0) -> Objective:

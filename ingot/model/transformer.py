@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ingot.model.attention import Packing, causal_attention, document_positions
 from ingot.model.config import ModelConfig
-from ingot.model.losses import cross_entropy
+from ingot.model.losses import cross_entropy, summed_cross_entropy
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each of shape (T, 1, E / 2), or (B, T, 1, E / 2) where rows differ in positions."""
@@ -171,16 +171,18 @@ class Transformer(nn.Module):
         targets_BT: Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
         documents_BT: Tensor | None = None,
-        with_log_z: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        summed: bool = False,
+        z_loss: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Runs the model over rows of tokens.
 
         Without `targets_BT`: the logits of each next token, BTV in fp32. With it (the token that should
         come next at each position, or -100 where none counts): each target's negative log-likelihood in
-        nats, BT in fp32, 0 where none counts; with `with_log_z`, also the logarithm of the softmax's
-        denominator at each (see `losses.cross_entropy`). `caches`, one a block, hold earlier positions of
-        the rows; the tokens given come after them. `documents_BT` numbers the documents that rows are packed
-        from (see `step.Batch`): each token sees its own document alone, as if that stood in a row of its own.
+        nats, BT in fp32, 0 where none counts; `summed`, what is minimised in all, which costs less to compute
+        (see `losses.summed_cross_entropy`, also for `z_loss`). `caches`, one a block, hold earlier positions
+        of the rows; the tokens given come after them. `documents_BT` numbers the documents that rows are
+        packed from (see `step.Batch`): each token sees its own document alone, as if that stood in a row of
+        its own.
         """
         if documents_BT is None:
             start = caches[0].length if caches else 0
@@ -197,8 +199,10 @@ class Transformer(nn.Module):
         weight_VD = self.embedding.weight if self.config.tied else self.head.weight
         if targets_BT is None:
             return F.linear(x_BTD, weight_VD.to(x_BTD.dtype)).float()
-        nll_BT, log_z_BT = cross_entropy(x_BTD, weight_VD, targets_BT, compiled=self.compile_loss)
-        return (nll_BT, log_z_BT) if with_log_z else nll_BT
+        compiled = self.compile_loss
+        if summed:
+            return summed_cross_entropy(x_BTD, weight_VD, targets_BT, z_loss=z_loss, compiled=compiled)
+        return cross_entropy(x_BTD, weight_VD, targets_BT, compiled=compiled)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

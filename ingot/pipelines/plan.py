@@ -65,7 +65,7 @@ class TrainingPlan:
     execution: Execution
     memory: Memory
     saving_bytes: int
-    """Of a worker's main memory: a copy of its part of the state, and while that is stored some of it again."""
+    """Of a worker's main memory: a copy of its part of the state, and some of it again while it is stored."""
     written: Written
     at_most: bool
     """Whether rows may be shorter than was counted."""
@@ -204,6 +204,7 @@ def execution(section: Training, context: int) -> Execution:
         workers=workers,
         replicas=section.replicas,
         device="cuda" if section.gpus_per_worker else "cpu",
+        summed=not isinstance(section, Preference),
     )
 
 

@@ -29,7 +29,8 @@ SHAPES = {
 @pytest.fixture
 def few_logits_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (losses, cost):
-        monkeypatch.setattr(module, "LOGITS_KEPT", 64 * CONFIG.vocabulary)
+        for limit in ("LOGITS_KEPT", "CPU_LOGITS"):
+            monkeypatch.setattr(module, limit, 64 * CONFIG.vocabulary)
 
 
 class Held(TorchDispatchMode):
@@ -88,11 +89,18 @@ def test_so_does_one_whose_attention_keeps_no_scores(
 
 
 @pytest.mark.usefixtures("few_logits_kept")
+@pytest.mark.parametrize("summed", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_with_logits_in_chunks_holds_what_is_planned(precision: Any) -> None:
-    how = Execution(4, 64, 2, precision)
+def test_a_step_with_logits_in_chunks_holds_what_is_planned(precision: Any, summed: bool) -> None:
+    how = Execution(4, 64, 2, precision, summed=summed)
     assert cost.is_chunked(CONFIG, how)
     assert held(CONFIG, how) == pytest.approx(planned(CONFIG, how), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_so_does_one_whose_losses_are_weighed_one_by_one(precision: Any) -> None:
+    how = Execution(4, 64, precision=precision, summed=False)
+    assert held(CONFIG, how) == pytest.approx(planned(CONFIG, how), rel=0.02)
 
 
 def planned(config: ModelConfig, how: Execution) -> int:
@@ -107,10 +115,12 @@ def held(config: ModelConfig, how: Execution) -> int:
     tokens = torch.zeros(how.rows, how.length, dtype=torch.long)
     with Held(model) as counter:
         for _ in range(how.microbatches):
-            loss = model(tokens, tokens).sum()
-            loss.backward()
-            del loss
+            loss_of(model, tokens, how).backward()
     return counter.most + 4 * config.parameters()
+
+
+def loss_of(model: Transformer, tokens: torch.Tensor, how: Execution) -> torch.Tensor:
+    return model(tokens, tokens, summed=True)[0] if how.summed else model(tokens, tokens).sum()
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
@@ -120,8 +130,9 @@ def test_operations_are_those_that_pytorch_counts(change: dict[str, Any], checkp
 
 
 @pytest.mark.usefixtures("few_logits_kept")
-def test_logits_in_chunks_are_counted_twice() -> None:
-    assert_counted(CONFIG, Execution(2, 64))
+@pytest.mark.parametrize("summed", [True, False])
+def test_logits_in_chunks_are_counted_twice_unless_losses_are_summed(summed: bool) -> None:
+    assert_counted(CONFIG, Execution(2, 64, summed=summed))
 
 
 def assert_counted(config: ModelConfig, how: Execution) -> None:
@@ -130,7 +141,7 @@ def assert_counted(config: ModelConfig, how: Execution) -> None:
         tokens = torch.empty(how.rows, how.length, dtype=torch.long)
     parallelize(model, checkpointing=how.checkpointing)
     with FlopCounterMode(display=False) as counter:
-        model(tokens, tokens).sum().backward()
+        loss_of(model, tokens, how).backward()
     assert microbatch_flops(config, how) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
