@@ -15,16 +15,24 @@ of regular expressions panics on a million spaces. Here the pattern is cut by ha
 their ids gives most, as a text is mostly words that were seen before.
 
 Notes on the step, of 6.8 million parameters, 4 x 512 tokens, fp32, one thread of a busy machine (AMD, AVX2),
-in CPU time. An eager step of ours is 64 % matrix products, 20 % attention (14 % of it backwards), 5 % softmax
-over the logits, and the rest everything else. So all loops share four fifths of their time:
+in CPU time. Of a step of ours, compiled, 72 % are products with weights and 11 % attention's products; all
+loops share these, so that none can be half as fast again as another:
 - the products run at 65 to 75 GFLOP/s a core, and OpenBLAS and oneDNN at the same: nothing to be had there;
-- PyTorch's attention reaches 23 GFLOP/s; as products over blocks of queries both passes take 62 ms instead of
-  84 (attention.py), about 6 % of a step;
+- PyTorch's attention reaches 23 GFLOP/s. As products over blocks of queries both passes take 45 ms instead of
+  68, compiled (cpu_attention.py). Computing the scores again in the backward pass instead of keeping them was
+  slower at 512 tokens, and at 2048 and more as fast as PyTorch's kernel;
+- of packed rows, a document at a time is faster than these blocks with a mask, but for rows of 256;
+- the loss with its gradient in the forward pass, one buffer for all logits, and what is narrow scaled instead
+  of them: 407 ms instead of 475 at a vocabulary of 8192 and 1.8 s instead of 2.8 at 32,768 (losses.py);
 - keeping freed pages (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) leaves no page fault and gains nothing;
   huge pages (THP_MEM_ALLOC_ENABLE=1) cost 10 %, in the kernel, which has to clear them;
 - compiling saves the eager step 2 to 7 %, and Hugging Face's 12 to 18 %, whose rotation, norms and SwiGLU are
   more passes;
 - bf16 is about five times as slow as fp32 on a CPU without instructions for it.
+
+Notes on the stage. Ray's processes take about a tenth of a core (each actor one hundredth for waiting: its
+main thread wakes up a hundred times a second). A step on all cores is slower by that; with a core left to them
+no difference was found.
 
 The last line is one JSON object with all figures.
 """
@@ -56,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="less text, a smaller model and fewer turns: within three minutes",
+        help="less text, a smaller model and fewer turns: within five minutes",
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="this part (several: give it again)")
     options = parser.parse_args()

@@ -2,7 +2,9 @@
 
 The stage is `ingot run` with its store on an S3 service in a process of its own, the bare step
 `ingot.model.train_step` in a process without Ray, over the rows that the stage reads. They run in turns, a
-whole training each: while the bare step runs there is no Ray on the machine."""
+whole training each: while the bare step runs there is no Ray on the machine. Ray's own processes (raylet,
+GCS, agents, the actors of Ray Train) take about a tenth of a core; where a step computes on all cores, that
+is taken from it. So both run with a core left to the rest, as there is beside a GPU, and on all cores."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +49,27 @@ class Size:
     model: Mapping[str, int]
     rows: int
     steps: int
-    trainings: int
+    turns: int
+    threads: tuple[int, ...]
 
 
 FULL = Size(
-    8, 8192, {"width": 256, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 768, "context": 512}, 4, 24, 3
+    8,
+    8192,
+    {"width": 256, "layers": 6, "heads": 4, "kv_heads": 2, "hidden": 768, "context": 512},
+    4,
+    24,
+    2,
+    (1, 2),
 )
 QUICK = Size(
-    1, 2048, {"width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 384, "context": 256}, 4, 24, 1
+    1,
+    2048,
+    {"width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 384, "context": 256},
+    4,
+    24,
+    1,
+    (1,),
 )
 
 
@@ -83,20 +98,52 @@ def measure_stage(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     """The stage's steps over bare ones, and the shares of waiting and of saving."""
     size = QUICK if quick else FULL
     print("\nthe stage: ingot run, its store on an S3 service of this machine", flush=True)
-    with tempfile.TemporaryDirectory(prefix="ingot-bench-") as name, s3_service():
+    with tempfile.TemporaryDirectory(prefix="ingot-bench-") as name, s3_service(), ExitStack() as stack:
         bench = Bench(Path(name), size)
-        bench.ingot("tokens", 1)
-        trainings, bare = [], []
-        with Peer(
-            "bare", "ingot_training", bench.write_bare(), size.steps, "compiled", python=sys.executable
-        ) as loop:
-            losses = loop.ask("begin")["losses"]
-            for number in range(size.trainings):
-                bare.append(statistics.median(loop.ask("time")["seconds"]))
-                trainings.append(bench.train(seed=1 + number))
-            bare.append(statistics.median(loop.ask("time")["seconds"]))
-    refuse_other_losses(losses, trainings[0])
-    return compared(bare, trainings)
+        bench.ingot("tokens", {})
+        words = (bench.write_bare(), size.steps)
+        pairs = {
+            threads: Pair(
+                stack.enter_context(
+                    Peer("bare", "ingot_training", *words, threads, "compiled", python=sys.executable)
+                )
+            )
+            for threads in size.threads
+        }
+        for pair in pairs.values():
+            pair.begin()
+        for turn in range(size.turns):
+            for threads, pair in pairs.items():
+                pair.take_turn(bench.train(seed=1 + turn, threads=threads))
+    refuse_other_losses(pairs[1].losses, pairs[1].trainings[0])
+    return compared(pairs)
+
+
+class Pair:
+    """The bare step and the stage with as many threads."""
+
+    def __init__(self, loop: Peer) -> None:
+        self.loop = loop
+        self.bare: list[float] = []  # seconds a step, before and after each training
+        self.trainings: list[Training] = []
+
+    def begin(self) -> None:
+        self.losses = self.loop.ask("begin")["losses"]
+        self._time()
+
+    def take_turn(self, training: Training) -> None:
+        self.trainings.append(training)
+        self._time()
+
+    def _time(self) -> None:
+        self.bare.append(statistics.median(self.loop.ask("time")["seconds"]))
+
+    def compare(self) -> tuple[float, float, float]:
+        """Seconds a step of both, and what part of the bare step's speed the stage has."""
+        own = [statistics.median(line["seconds"] for line in each.undisturbed()) for each in self.trainings]
+        around = [statistics.mean(self.bare[number : number + 2]) for number in range(len(own))]
+        ratio = statistics.median(there / here for there, here in zip(around, own, strict=True))
+        return statistics.median(around), statistics.median(own), ratio
 
 
 def refuse_other_losses(bare: list[float], training: Training) -> None:
@@ -108,10 +155,16 @@ def refuse_other_losses(bare: list[float], training: Training) -> None:
     print(f"  the losses of {len(bare)} steps are those of bare steps", flush=True)
 
 
-def compared(bare: list[float], trainings: list[Training]) -> tuple[dict[str, float], dict[str, float]]:
-    own = [statistics.median(line["seconds"] for line in each.undisturbed()) for each in trainings]
-    around = [statistics.mean(bare[number : number + 2]) for number in range(len(own))]  # the turns beside it
-    ratio = statistics.median(there / here for there, here in zip(around, own, strict=True))
+def compared(pairs: dict[int, Pair]) -> tuple[dict[str, float], dict[str, float]]:
+    figures: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for threads, pair in pairs.items():
+        there, here, ratio = pair.compare()
+        print(f"  {threads} threads: bare {there:.3f} s a step, the stage {here:.3f} s: {ratio:.3f}")
+        whole = "" if threads == 1 else "_on_all_cores"
+        ratios[f"ray_vs_bare{whole}"] = ratio
+        figures |= {f"bare_seconds_per_step{whole}": there, f"stage_seconds_per_step{whole}": here}
+    trainings = [training for pair in pairs.values() for training in pair.trainings]
     lines = [line for each in trainings for line in each.lines[FIRST:]]
     waited = sum(line["seconds_waited"] for line in lines) / sum(line["seconds"] for line in lines)
     # The step after a save was held up by it; that of the last save never came.
@@ -122,24 +175,18 @@ def compared(bare: list[float], trainings: list[Training]) -> tuple[dict[str, fl
         if line["step"] in each.writes
     ]
     paused = sum(pause for pause, _ in pauses) / sum(written for _, written in pauses)
-    print(
-        f"  bare {statistics.median(around):.3f} s a step, the stage {statistics.median(own):.3f} s: "
-        f"{ratio:.3f}"
-    )
     print(f"  steps waited {waited:.3%} of their time for rows")
     print(
         f"  {len(pauses)} saves held steps up for {statistics.median(p for p, _ in pauses) * 1e3:.0f} ms "
         f"and were written in {statistics.median(w for _, w in pauses) * 1e3:.0f} ms: {paused:.2%}"
     )
-    figures = {
-        "bare_seconds_per_step": statistics.median(around),
-        "stage_seconds_per_step": statistics.median(own),
+    figures |= {
         "data_wait_share": waited,
         "checkpoint_pause_share": paused,
         "checkpoint_pause_seconds": statistics.median(pause for pause, _ in pauses),
         "checkpoint_write_seconds": statistics.median(written for _, written in pauses),
     }
-    return figures, {"ray_vs_bare": ratio}
+    return figures, ratios
 
 
 class Bench:
@@ -163,7 +210,6 @@ class Bench:
             "weight_decay": 0.0,
             "clip": CLIP,
             "evaluate_tokens": 4096,
-            "cpus_per_worker": 2,
             "micro_batch": size.rows,
             "compile": True,
             "checkpoint_every": size.steps // 3,
@@ -179,18 +225,19 @@ class Bench:
         }
         self.recipe.write_text(json.dumps(body))  # JSON is YAML
 
-    def ingot(self, until: str, seed: int) -> None:
+    def ingot(self, until: str, settings: Mapping[str, int]) -> None:
         words = ["run", str(self.recipe), "--store", self.uri, "--until", until]
-        command = [sys.executable, "-m", "ingot.services.cli", *words, "--set", f"pretrain.seed={seed}"]
+        words += [word for name, value in settings.items() for word in ("--set", f"pretrain.{name}={value}")]
+        command = [sys.executable, "-m", "ingot.services.cli", *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
-    def train(self, seed: int) -> Training:
+    def train(self, seed: int, threads: int) -> Training:
         store = open_store(self.uri)
         earlier = self._keys(store, "pretrain")
-        self.ingot("pretrain", seed)
+        self.ingot("pretrain", {"seed": seed, "cpus_per_worker": threads})
         [key] = self._keys(store, "pretrain") - earlier
         writes = {}
         for name in store.list(f"{key}/checkpoints/"):

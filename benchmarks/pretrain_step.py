@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ingot.model import ModelConfig, Transformer
 from ingot.model.huggingface import export_folder
 
+THREADS = 2
 TOLERANCE = 2e-4  # of a loss after several steps: sums in another order, and steps that carry it on
 
 
@@ -35,7 +36,7 @@ FULL = Size(
     ModelConfig(vocabulary=8192, width=256, layers=6, heads=4, kv_heads=2, hidden=768, context=512), 4, 4, 6
 )
 QUICK = Size(
-    ModelConfig(vocabulary=4096, width=128, layers=2, heads=4, kv_heads=2, hidden=384, context=256), 4, 4, 4
+    ModelConfig(vocabulary=4096, width=128, layers=1, heads=4, kv_heads=2, hidden=384, context=256), 4, 4, 4
 )
 
 LOOPS = {  # the name in the last line → script, words
@@ -98,7 +99,9 @@ def begin_all(stack: ExitStack, folder: Path, size: Size) -> dict[str, Peer]:
     for name, (script, *words) in LOOPS.items():
         python = None if name in OF_THEIR_OWN else sys.executable
         try:
-            loops[name] = stack.enter_context(Peer(name, script, folder, size.steps, *words, python=python))
+            loops[name] = stack.enter_context(
+                Peer(name, script, folder, size.steps, THREADS, *words, python=python)
+            )
         except Unavailable as reason:
             print(f"  {reason}", flush=True)
     return loops

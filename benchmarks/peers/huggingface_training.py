@@ -1,6 +1,6 @@
 """A plain loop over Hugging Face's `LlamaForCausalLM`, with its scaled-dot-product attention and fused AdamW.
 
-huggingface_training.py FOLDER STEPS eager|compiled"""
+huggingface_training.py FOLDER STEPS THREADS eager|compiled"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Ingot's bare step, `ingot.model.train_step`, without a loop, a loader or Ray around it.
 
-ingot_training.py FOLDER STEPS eager|compiled"""
+ingot_training.py FOLDER STEPS THREADS eager|compiled"""
 
 from __future__ import annotations
 

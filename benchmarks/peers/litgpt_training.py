@@ -2,7 +2,7 @@
 and logging, on a compiled model and Lightning's Fabric, as its `pretrain.py` has it; its AdamW is fused too,
 which litgpt itself asks for on a GPU only.
 
-    litgpt_training.py FOLDER STEPS"""
+    litgpt_training.py FOLDER STEPS THREADS"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,9 @@ from ingot.pipelines.training.monitor import Monitor
 from ingot.pipelines.training.show import Show
 from ingot.pipelines.units import TaskFailed, Workspace
 
-POLL_SECONDS = 0.2
+SOONEST, LATEST, SHARE = 0.2, 1.0, 0.02
+"""Seconds between two looks at what the workers told, the more the longer it takes, as such a share of that:
+where the driver has no core of its own, looking takes time from a worker."""
 
 
 def train(workspace: Workspace, section: Training, job: Job) -> Outcome:
@@ -86,9 +89,9 @@ def _fit(workspace: Workspace, section: Training, job: Job) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(section, config, folder)
         # Beside this thread: `fit` in the main one would take over Ctrl-C for good.
-        run = _Run(trainer)
+        run, began = _Run(trainer), time.monotonic()
         while run.is_alive():
-            run.join(POLL_SECONDS)
+            run.join(min(LATEST, max(SOONEST, SHARE * (time.monotonic() - began))))
             for message in ray.get(monitor.take.remote()):
                 show(message)
     refusal = ray.get(monitor.refusal.remote())
