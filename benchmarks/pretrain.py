@@ -31,8 +31,8 @@ loops share these, so that none can be half as fast again as another:
 - bf16 is about five times as slow as fp32 on a CPU without instructions for it.
 
 Notes on the stage. Ray's processes take about a tenth of a core (each actor one hundredth for waiting: its
-main thread wakes up a hundred times a second). A step on all cores is slower by that; with a core left to them
-no difference was found.
+main thread wakes up a hundred times a second). A step on all cores is slower by that; with a core left to
+them no difference was found.
 
 The last line is one JSON object with all figures.
 """

@@ -8,6 +8,7 @@ is taken from it. So both run with a core left to the rest, as there is beside a
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -112,9 +113,10 @@ def measure_stage(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
         }
         for pair in pairs.values():
             pair.begin()
-        for turn in range(size.turns):
+        seeds = itertools.count(1)  # a training that was made is not made again, however many threads it has
+        for _ in range(size.turns):
             for threads, pair in pairs.items():
-                pair.take_turn(bench.train(seed=1 + turn, threads=threads))
+                pair.take_turn(bench.train(next(seeds), threads))
     refuse_other_losses(pairs[1].losses, pairs[1].trainings[0])
     return compared(pairs)
 
