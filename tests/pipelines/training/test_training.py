@@ -121,6 +121,7 @@ def test_what_is_trained_is_not_trained_again(
     assert not recorder.told
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     uninterrupted: Outcome, uninterrupted_key: str, small_training: SmallTraining, recorder: Recorder
 ) -> None:
