@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # Characters of a WordPiece piece. `tokenizers` tries every end of every token, so that 1 MB of a letter that
 # no longer token begins with takes it 23 s where a piece has 64.
 LONGEST_PIECE = 32
+# Characters of a BPE piece in training. `tokenizers` moves the rest of a piece for each pair it joins, so
+# that learning from a run of n characters takes n² steps: 164 s for 200,000 times one letter. Text is encoded
+# without this limit. Pieces of ordinary text are shorter, so that what is learned from it is the same.
+LONGEST_TRAINED = 256
 UTF8_WIDTH = 4  # bytes of a character, at most
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, STOP = (
@@ -79,23 +83,32 @@ class Scheme:
     def untrained(self) -> tokenizers.Tokenizer:
         """A tokenizer that knows no token yet."""
         import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers
+        from tokenizers import decoders, models
 
         model: Any = models.BPE()
-        cuts: list[Any] = [pre_tokenizers.Split(tokenizers.Regex(self.pattern), "isolated")]
         if self.longest_piece is not None:
             model = models.WordPiece(
                 continuing_subword_prefix="", max_input_chars_per_word=self.longest_piece * UTF8_WIDTH
             )
-            cuts.append(pre_tokenizers.FixedLength(self.longest_piece))
-        cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+        tokenizer.pre_tokenizer = self.cutter(self.longest_piece)
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
+    def cutter(self, longest: int | None) -> tokenizers.pre_tokenizers.PreTokenizer:
+        """Cuts text into pieces of at most `longest` characters, or of any length (None)."""
+        import tokenizers
+        from tokenizers import pre_tokenizers
+
+        cuts: list[Any] = [pre_tokenizers.Split(tokenizers.Regex(self.pattern), "isolated")]
+        if longest is not None:
+            cuts.append(pre_tokenizers.FixedLength(longest))
+        cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        return pre_tokenizers.Sequence(cuts)
+
     def train(self, texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
-        """A tokenizer of so many tokens, `SPECIAL` first; of fewer where the texts have no more pairs."""
+        """A tokenizer of so many tokens, `SPECIAL` first; of fewer where the texts have no more pairs. The
+        work is linear in the length of the texts, whatever they are: pieces are bounded while it learns."""
         from tokenizers import pre_tokenizers, trainers
 
         settings: dict[str, Any] = {
@@ -108,7 +121,9 @@ class Scheme:
         if self.algorithm == "wordpiece":
             trainer = trainers.WordPieceTrainer(continuing_subword_prefix="", **settings)
         tokenizer = self.untrained()
+        tokenizer.pre_tokenizer = self.cutter(self.longest_piece or LONGEST_TRAINED)
         tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.pre_tokenizer = self.cutter(self.longest_piece)
         return tokenizer
 
 

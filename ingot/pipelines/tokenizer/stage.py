@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from ingot.pipelines.pipeline import Outcome
 
+# Raised where ordinary text gives another tokenizer, so that the stage runs again. A change that concerns
+# unusual text alone, such as runs of more than LONGEST_TRAINED characters, leaves it: a tokenizer made before
+# stays valid, is kept, and differs in its digest from the one that such text gives today.
 VERSION = 2
 MOST_TRAINED = 1_000_000  # characters of a text that are cut into pieces at once, in training
 
