@@ -50,6 +50,7 @@ from peers.environment import HERE, ROOT, Peer, Unavailable, pinned, python_of
 
 from ingot.pipelines.artifact import Artifact, load
 from ingot.pipelines.dedup.banding import choose_banding
+from ingot.pipelines.dedup.characters import character_classes
 from ingot.pipelines.dedup.kernels import capacity, permutations, sign
 from ingot.pipelines.store import open_store
 
@@ -416,7 +417,8 @@ def sign_all(data: np.ndarray, offsets: np.ndarray, bands: int = BANDS) -> np.nd
     hashes = np.zeros((count, bands), np.uint64)
     shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(count, np.int64)
     wanted = np.ones(count, bool)
-    sign(data, offsets, wanted, NGRAM, *permutations(PERMUTATIONS, 1), bands, hashes, shingles, counts)
+    drawn = permutations(PERMUTATIONS, 1)
+    sign(data, offsets, wanted, character_classes(), NGRAM, *drawn, bands, hashes, shingles, counts)
     return hashes
 
 

@@ -121,6 +121,10 @@ class Dedup(Section):
     # chain together is one (dedup.components)
     decide: Literal["jaccard", "signature", "components"] = what("jaccard")
     takedown: list[str] = what([])  # ids and addresses of documents that are to be nowhere
+    # Texts that differ in the normalisation form of Unicode, or in the case of letters beyond ASCII, are
+    # compared as equal; what is kept is the text as it was.
+    normalize: Literal["none", "nfc", "nfkc"] = what("none")
+    casefold: bool = what(False)
     ngram: int = what(5, ge=1, le=1000)  # words in a shingle
     permutations: int = what(128, ge=16, le=1024)
     bands: int | None = what(None, ge=1, le=MOST_BANDS)  # of the signature; by default what threshold asks

@@ -2,10 +2,9 @@
 
 *Normalised content*: ASCII letters in lower case, each run of ASCII whitespace one space, none at the ends.
 
-*Words*: runs of letters, digits and underscores, where every non-ASCII character counts as a letter except
-general, Latin-1, CJK and full-width punctuation, which separates. A character of a script written without
-spaces (Han, kana, Thai, Lao, Myanmar, Khmer) is a word of its own. Equal normalised contents have equal
-words.
+*Words*: runs of letters, marks, digits and underscores; punctuation, symbols, spaces and control characters
+of all scripts separate. A character of a script written without spaces is a word of its own. Which character
+is what, `characters` says. Equal normalised contents have equal words.
 
 *Shingles*: the hashes of all runs of n words, as a sorted set. A text of fewer than n words is one shingle;
 one without any word has none, and can only be an exact copy.
@@ -28,6 +27,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ingot.pipelines.compiled import compiled
+from ingot.pipelines.dedup.characters import LETTER, SEPARATOR, WORD
 
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -39,8 +39,6 @@ U8, U32, U64 = np.uint8, np.uint32, np.uint64
 _CONTENT = np.arange(256, dtype=U8)  # a byte of the normalised content: ASCII in lower case, whitespace as 32
 _CONTENT[65:91] += U8(32)
 _CONTENT[9:14] = 32
-
-_LETTER, _SEPARATOR, _WORD = 0, 1, 2  # what a non-ASCII character does
 
 _BLOCK = 64  # bytes whose masks are one integer
 _PADDING = 72  # bytes that may be read behind a text: a block, and a word of eight
@@ -90,6 +88,7 @@ def sign(
     data: Bytes,
     offsets: Counts,
     wanted: npt.NDArray[np.bool_],
+    classes: Bytes,
     ngram: int,
     multipliers: Minima,
     addends: Minima,
@@ -100,7 +99,8 @@ def sign(
 ) -> int:
     """Writes the shingles of the wanted documents one after another into `shingles`, which must hold
     `capacity(offsets)`, how many each has into `counts`, and of each that has any the bands of its MinHash
-    signature into `band_hashes` [documents, bands]. Returns the number of shingles.
+    signature into `band_hashes` [documents, bands]. Returns the number of shingles. `classes` are those of
+    `character_classes`.
 
     Permutation i of a shingle's upper half x is (multipliers[i] x + addends[i]) mod 2^32, multipliers odd
     (linear permutations: Broder et al., Min-wise independent permutations, 1998): 32 bits, so that a vector
@@ -120,7 +120,7 @@ def sign(
         text = data[offsets[document] : offsets[document + 1]]
         own = shingles[total : total + len(text) // 2 + 1]
         is_ascii = _fold(text, folded)
-        count = _shingle(folded, len(text), is_ascii, window, own)
+        count = _shingle(folded, len(text), is_ascii, classes, window, own)
         count = _sort_unique(own, count, scratch, positions)
         counts[document] = count
         total += count
@@ -235,7 +235,9 @@ def _fold(text: Bytes, folded: Bytes) -> bool:
 
 
 @compiled
-def _shingle(folded: Bytes, length: int, is_ascii: bool, window: Hashes, shingles: Hashes) -> int:
+def _shingle(
+    folded: Bytes, length: int, is_ascii: bool, classes: Bytes, window: Hashes, shingles: Hashes
+) -> int:
     """Writes the hash of every run of len(window) words of a folded text, or of all words where they are
     fewer, and returns how many there are. The hash rolls: base^(n-1) w1 + … + wn over the words' hashes."""
     ngram = len(window)
@@ -255,7 +257,7 @@ def _shingle(folded: Bytes, length: int, is_ascii: bool, window: Hashes, shingle
             filled = (((word & _LOW_BITS) + _LOW_BITS) | word) & _HIGH_BITS
             inside |= ((filled * _GATHER) >> U64(56)) << U64(part)
         if not is_ascii:
-            hidden, cuts, hidden_next, cuts_next = _foreign(folded, block, length, hidden_next, cuts_next)
+            hidden, cuts, hidden_next, cuts_next = _foreign(folded, block, classes, hidden_next, cuts_next)
             inside &= ~hidden
         before = (inside << U64(1)) | last
         begins = inside & (~before | cuts)
@@ -293,7 +295,7 @@ def _hash_word(folded: Bytes, start: int, end: int) -> Any:
 
 
 @compiled
-def _foreign(folded: Bytes, block: int, length: int, hidden: Any, cuts: Any) -> Any:
+def _foreign(folded: Bytes, block: int, classes: Bytes, hidden: Any, cuts: Any) -> Any:
     """The masks of a block's bytes that separate though they are no ASCII, and of those before which a word
     ends or begins though both sides are in words; then what its characters do in the next block. `hidden` and
     `cuts` come from the block before."""
@@ -304,12 +306,12 @@ def _foreign(folded: Bytes, block: int, length: int, hidden: Any, cuts: Any) -> 
         while leads:
             bit = part + (_lowest_bit(leads) >> 3)
             leads &= leads - U64(1)
-            kind, width = _non_ascii(folded, block + bit, length)
+            kind, width = _non_ascii(folded, block + bit, classes)
             ones = (U64(1) << U64(width)) - U64(1)
-            if kind == _SEPARATOR:
+            if kind == SEPARATOR:
                 hidden |= ones << U64(bit)
                 hidden_next |= (ones >> U64(1)) >> U64(63 - bit)
-            elif kind == _WORD:
+            elif kind == WORD:
                 ones = (U64(1) << U64(width)) | U64(1)
                 cuts |= ones << U64(bit)
                 cuts_next |= (ones >> U64(1)) >> U64(63 - bit)
@@ -317,30 +319,19 @@ def _foreign(folded: Bytes, block: int, length: int, hidden: Any, cuts: Any) -> 
 
 
 @compiled
-def _non_ascii(data: Bytes, position: int, end: int) -> Any:
-    """What the character that begins here does, and its width in bytes where it is no letter. A continuation
-    byte begins none of those told apart here, so letters may be taken byte by byte."""
-    lead = data[position]
-    second = data[position + 1] if position + 1 < end else U8(0)
-    if lead == 0xC2:  # U+00A0 … U+00BF: Latin-1 punctuation, the no-break space
-        return (_SEPARATOR, 2) if second >= 0xA0 else (_LETTER, 1)
-    if lead == 0xE2:  # U+2000 … U+207F: general punctuation
-        return (_SEPARATOR, 3) if second <= 0x81 else (_LETTER, 1)
-    if lead == 0xE3:  # U+3000 … U+303F: CJK punctuation; above it kana and Han
-        return (_SEPARATOR if second == 0x80 else _WORD), 3
-    if 0xE4 <= lead <= 0xE9:  # Han
-        return _WORD, 3
-    if lead == 0xE0 and 0xB8 <= second <= 0xBB:  # Thai, Lao
-        return _WORD, 3
-    if lead == 0xE1 and (second in (0x80, 0x81, 0x9E, 0x9F)):  # Myanmar, Khmer
-        return _WORD, 3
-    if lead == 0xEF and second in (0xBC, 0xBD):  # U+FF00 … U+FF7F: full-width forms
-        third = data[position + 2] if position + 2 < end else U8(0)
-        mark = second == 0xBC and (third < 0x90 or 0x9A <= third <= 0xA0)
-        return (_SEPARATOR if mark else _WORD), 3
-    if lead == 0xF0 and 0xA0 <= second <= 0xB3:  # Han beyond the first plane
-        return _WORD, 4
-    return _LETTER, 1
+def _non_ascii(data: Bytes, position: int, classes: Bytes) -> Any:
+    """What the character that begins here does, and its width in bytes where it is no letter: letters may be
+    taken byte by byte. Reads three bytes more."""
+    lead, second = np.int64(data[position]), np.int64(data[position + 1]) & 0x3F
+    if lead < 0xE0:
+        point, width = (lead & 0x1F) << 6 | second, 2
+    else:
+        third = np.int64(data[position + 2]) & 0x3F
+        point, width = (lead & 0x0F) << 12 | second << 6 | third, 3
+        if lead >= 0xF0:
+            point, width = (point & 0x7FFF) << 6 | (np.int64(data[position + 3]) & 0x3F), 4
+    kind = classes[point]
+    return kind, (1 if kind == LETTER else width)
 
 
 @compiled

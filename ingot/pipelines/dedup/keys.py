@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow
 
 from ingot.pipelines.columns import utf8
+from ingot.pipelines.dedup.characters import compared
 from ingot.pipelines.dedup.documents import ids, read_columns
 from ingot.pipelines.dedup.exchange import (
     hash_bounds,
@@ -55,24 +56,25 @@ def find_keys(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     key, but for `contents` with `url`, which `leave_followers_out` makes a run.
 
     body: `documents` (the file's entry), `number` (which of the documents files), `partitions`, `scope`,
-    `url`, `priority`, `quality`, `snapshot`."""
+    `url`, `priority`, `quality`, `snapshot`, `normalize`, `casefold`."""
     from ingot.pipelines.dedup.kernels import content_keys
 
     wanted = ["id", "text", "source", "url"] + (["metadata"] if body["quality"] else [])
     table = read_columns(store, body["documents"], wanted)
-    data, offsets = utf8(table["text"])
+    _, offsets = utf8(table["text"])
+    lengths = np.diff(offsets)
     rows = np.empty(table.num_rows, KEY)
     rows["id_high"], rows["id_low"] = ids(table["id"]).T
     rows["location"] = locations(body["number"], len(rows))
-    rows["rank"] = _ranks(table, np.diff(offsets), body)
+    rows["rank"] = _ranks(table, lengths, body)
     documents = np.zeros(len(rows), DOCUMENT)
     for name in ("id_high", "id_low", "rank"):
         documents[name] = rows[name]
-    documents["length"] = np.diff(offsets)
+    documents["length"] = lengths
 
     salt = salts(table["source"], body["scope"])
     keys = np.empty((len(rows), 2), np.uint64)
-    content_keys(data, offsets, keys)
+    content_keys(*compared(table["text"], body), keys)
     rows["key_high"], rows["key_low"] = (keys ^ salt[:, None]).T
     bounds = hash_bounds(body["partitions"])
     record = {"documents": put_rows(store, documents)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.pipelines.columns import utf8
+from ingot.pipelines.dedup.characters import character_classes, compared
 from ingot.pipelines.dedup.documents import read_columns
 from ingot.pipelines.dedup.exchange import hash_bounds, put_rows, put_run, read_rows
 from ingot.pipelines.dedup.keys import salts, stay
@@ -21,11 +21,12 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     BAND rows, cut by the hash). Copies are left out of the last two.
 
     body: `documents` (the file's entry), `rows` (find_keys' DOCUMENT rows), `gone` (find_gone's of the file),
-    `number`, `partitions`, `scope`, `ngram`, `bands`, `band_rows`, `seed`, `decide`."""
+    `number`, `partitions`, `scope`, `ngram`, `bands`, `band_rows`, `seed`, `decide`, `normalize`,
+    `casefold`."""
     from ingot.pipelines.dedup.kernels import capacity, permutations, sign, signatures
 
     table = read_columns(store, body["documents"], ["text", "source"])
-    data, offsets = utf8(table["text"])
+    data, offsets = compared(table["text"], body)
     documents = read_rows(store, body["rows"], DOCUMENT).copy()
     wanted = stay(store, len(documents), body["gone"])
 
@@ -34,7 +35,8 @@ def sign_documents(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     hashes = np.empty((len(documents), bands), np.uint64)
     shingles = np.empty(capacity(offsets), np.uint64)  # only what is written of it takes memory
     counts = np.empty(len(documents), np.int64)
-    total = sign(data, offsets, wanted, body["ngram"], multipliers, addends, bands, hashes, shingles, counts)
+    classes, ngram = character_classes(), body["ngram"]
+    total = sign(data, offsets, wanted, classes, ngram, multipliers, addends, bands, hashes, shingles, counts)
     shingles = shingles[:total]
     signed = np.flatnonzero(counts)
     if body["decide"] == "signature":

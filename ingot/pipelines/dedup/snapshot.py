@@ -279,7 +279,8 @@ def add_snapshot(
     stems = [name.removeprefix("documents/") for name in names]
     snapshot = Snapshot(steps, section, earlier, texts, stems)
 
-    keying: Record = {"scope": section.scope, "url": section.url, "priority": section.priority}
+    comparing: Record = {"scope": section.scope, "normalize": section.normalize, "casefold": section.casefold}
+    keying: Record = {**comparing, "url": section.url, "priority": section.priority}
     keying |= {"quality": section.quality, "partitions": partitions}
     snapshot.take_down()
 
@@ -293,7 +294,7 @@ def add_snapshot(
     def signing(number: int) -> Record:
         return {**texts[number], "rows": keyed[number]["documents"], "gone": gone[number]}
 
-    settings: Record = {"ngram": section.ngram, "seed": section.seed, "scope": section.scope}
+    settings: Record = {**comparing, "ngram": section.ngram, "seed": section.seed}
     settings |= {"bands": banding.bands, "band_rows": banding.rows, "partitions": partitions}
     settings |= {"decide": section.decide}
     signed = _numbered(steps, steps.for_texts("sign", sign_documents, signing, settings))

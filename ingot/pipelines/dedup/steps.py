@@ -13,7 +13,7 @@ from ingot.pipelines.dedup.exchange import FAN_IN, Column, Cuts, Run, first_file
 from ingot.pipelines.store import Store
 from ingot.pipelines.units import Unit, Workspace
 
-VERSION = 2  # of the stage
+VERSION = 3  # of the stage
 
 PARTITION_ENTRIES = 500_000  # band entries of a partition of the hashes: 16 MB
 PARTITION_BYTES = 16_000_000  # of documents files, compressed: about 64 MB of text, and as much of shingles

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unicode_of_words import is_separator, is_word, ranges_of
+
 MASK = (1 << 64) - 1
 ROLLING = 0x9E3779B97F4A7C15
 
-_SEPARATORS = r"\x00-/:-@\[-^`{-\x7f\xa0-\xbf\u2000-\u207f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20"
-_ALONE = (
-    r"\u0e00-\u0eff\u1000-\u107f\u1780-\u17ff\u3040-\u9fff\uff10-\uff19\uff21-\uff7f\U00020000-\U00033fff"
-)
+_SEPARATORS = "\\x00-/:-@\\[-^`{-\\x7f" + "".join(f"{chr(a)}-{chr(b)}" for a, b in ranges_of(is_separator))
+_ALONE = "".join(f"{chr(a)}-{chr(b)}" for a, b in ranges_of(is_word))
 _WORD = re.compile(f"[{_ALONE}]|[^{_SEPARATORS}{_ALONE}]+")
 
 

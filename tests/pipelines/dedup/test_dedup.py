@@ -31,7 +31,7 @@ from ingot.pipelines.store import LocalStore, Store, open_store
 from ingot.pipelines.units import Unit, Workspace
 
 # Of `oddities`. Raise VERSION whenever this changes: an artifact of the same name would hold other bytes.
-GOLDEN = (2, "74f1aec97e6033ebc8b932d5a8d3a0da4fb2ef8fd80d9d55708ea753f650c098")
+GOLDEN = (3, "74f1aec97e6033ebc8b932d5a8d3a0da4fb2ef8fd80d9d55708ea753f650c098")
 STEPS = (
     *(
         "keys",

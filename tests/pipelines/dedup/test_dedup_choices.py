@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,22 @@ def test_the_earlier_snapshot_stays_before_all_else(store: LocalStore) -> None:
     corpus = make(store, Source("old", {"a": first}, 1), Source("new", {"b": second + " and more of it"}, 2))
     assert deduplicate(store, corpus, priority=["new"]).removed == {"b": ("a", "near")}
     assert deduplicate(store, corpus, decide="components").removed == {"b": ("a", "near")}
+
+
+def test_texts_may_be_compared_in_a_form_of_unicode_and_without_case(store: LocalStore) -> None:
+    plain = " ".join(f"{word}é" for word in text(1).split())
+    decomposed, upper = unicodedata.normalize("NFD", plain), plain.upper()
+    longer = upper + " and more of it"  # near to the others where case is folded
+    corpus = make(store, Source("one", {"a": plain, "b": decomposed, "c": upper, "d": longer}))
+
+    def kinds(**settings: Any) -> list[str]:
+        return sorted(kind for _, kind in deduplicate(store, corpus, **settings).removed.values())
+
+    assert kinds() == ["near"]  # c, which differs from d in its end alone
+    assert kinds(normalize="nfc") == ["exact", "near"]
+    assert kinds(casefold=True) == ["near", "near"]  # a goes with c, its copy now, for d
+    assert kinds(normalize="nfkc", casefold=True) == ["exact", "exact", "near"]
+    assert deduplicate(store, corpus, normalize="nfc", casefold=True).kept == {"b": 4}  # the longest in bytes
 
 
 def test_then_the_source_that_is_named_first_then_quality_then_length(store: LocalStore) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ import numpy as np
 import pyarrow
 import pytest
 from dedup_corpora import planted_pair
+from unicode_of_words import is_separator, is_word, ranges_of
 
 from ingot.pipelines.columns import utf8
+from ingot.pipelines.dedup import unicode_classes
 from ingot.pipelines.dedup.banding import Banding, choose_banding
+from ingot.pipelines.dedup.characters import SEPARATOR, WORD, character_classes, compared
 from ingot.pipelines.dedup.documents import id_strings, ids
 from ingot.pipelines.dedup.kernels import _sort_unique, capacity, content_keys, permutations, sign
 
@@ -31,6 +35,8 @@ POOLS = [
     "ไทยລາວမြန်ကခខ្មែរ",
     "한국어 हिन्दी עברית العربية",
     "😀🚀𝔘𠀋𠂢 ",
+    "।॥،؛؟۔։፡።׀־״\u0085\u200d\u00ad\ufe0f\u20e3",  # separators of many scripts
+    "བོད་ཡིག།ᦎᦷᦑᦟꦗꦮㄅꀀ𗀀𮯰ﾀ々〇豈",  # words of other scripts without spaces
 ]
 
 
@@ -53,7 +59,8 @@ def signed(texts: list[str], ngram: int, count: int, bands: int) -> tuple[list[l
     shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(len(texts), np.int64)
     hashes = np.zeros((len(texts), bands), np.uint64)
     wanted = np.ones(len(texts), bool)
-    total = sign(data, offsets, wanted, ngram, *permutations(count, 3), bands, hashes, shingles, counts)
+    classes, drawn = character_classes(), permutations(count, 3)
+    total = sign(data, offsets, wanted, classes, ngram, *drawn, bands, hashes, shingles, counts)
     assert total == counts.sum() <= len(shingles)
     return [part.tolist() for part in np.split(shingles[:total], np.cumsum(counts)[:-1])], hashes
 
@@ -68,6 +75,75 @@ def test_shingles_of_any_text_are_the_reference_ones(ngram: int) -> None:
         assert found == expected, repr(text)
         if expected:
             assert bands == reference.band_hashes(expected, multipliers, addends, 3), repr(text)
+
+
+SEPARATORS = {
+    "Devanagari": "।॥",
+    "Arabic": "،؛؟۔٪",
+    "Armenian": "՝՞՜։֊",
+    "Ethiopic": "፡።፣፤፥፦፧",
+    "Hebrew": "־׀׃״׳",
+    "Greek and Latin": "·¿«»…—′″‹›",
+    "Syriac, Mongolian, Tibetan": "܀᠂་།",
+    "Khmer, Myanmar, Thai": "។៕၊။๏",
+    "CJK": "、。「」・！，．｡",
+    "beyond the first plane": "\U00011047\U0001da87",
+    "spaces and controls": "\u0085\u00a0\u1680\u2003\u2028\u3000\u200b",
+    "format characters": "\u00ad\u200d\u200e\ufeff",
+    "symbols": "€™→∑😀❤\ufe0f\u20e3",
+}
+
+
+@pytest.mark.parametrize("script", SEPARATORS)
+def test_separators_of_every_script_are_no_part_of_words(script: str) -> None:
+    marks = SEPARATORS[script]
+    [plain, *others], _ = signed(
+        ["ab cd", *(f"ab{mark}cd" for mark in marks), f"{marks}ab{marks}cd"], 1, 1, 1
+    )
+    assert len(plain) == 2
+    assert all(other == plain for other in others)
+    assert signed([marks], 1, 1, 1)[0] == [[]]
+
+
+ALONE = "漢㐀𠀀𰀀豈々〇ひカｶㄅꀀ𗀀ไລកကꩠཀᦀᥐᨠꪀꦀᬅ"
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word() -> None:
+    for character in ALONE:
+        [found, twice], _ = signed([f"{character}ab", f"{character}{character}"], 1, 1, 1)
+        assert (len(found), len(twice)) == (2, 1), character
+    with_spaces = ["हिन्दी", "한국어", "አማርኛ", "עִבְרִית", "Ａｂ０"]
+    assert [len(found) for found in signed(with_spaces, 1, 1, 1)[0]] == [1] * len(with_spaces)
+
+
+def test_the_classes_are_those_of_the_unicode_database() -> None:
+    if unicodedata.unidata_version != unicode_classes.UNICODE:
+        pytest.skip(f"this Python knows Unicode {unicodedata.unidata_version}")
+    for number, belongs in ((SEPARATOR, is_separator), (WORD, is_word)):
+        found = np.flatnonzero(character_classes()[:0x110000] == number).tolist()
+        assert found == [point for first, last in ranges_of(belongs) for point in range(first, last + 1)]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),  # under none, nfc, nfkc, and each of them with case folding
+    [
+        ("caf\u00e9", "cafe\u0301", "-cc-cc"),
+        ("\ufb01le Ａ", "file A", "--c--c"),
+        ("ÉCOLE", "école", "---ccc"),
+        ("Straße", "STRASSE", "---ccc"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος", "---ccc"),
+        ("E\u0301T", "\u00e9t", "----cc"),
+        ("\u0345\u0301α", "\u0301\u0345α", "-cc-cc"),
+        ("one", "two", "------"),
+    ],
+)
+def test_texts_are_compared_in_a_form_and_a_case(left: str, right: str, equal: str) -> None:
+    choices = [(form, fold) for fold in (False, True) for form in ("none", "nfc", "nfkc")]
+    for (form, fold), expected in zip(choices, equal, strict=True):
+        keys = np.empty((2, 2), np.uint64)
+        column = pyarrow.chunked_array([[left], [right]], pyarrow.string())
+        content_keys(*compared(column, {"normalize": form, "casefold": fold}), keys)
+        assert (keys[0].tolist() == keys[1].tolist()) == (expected == "c"), (form, fold)
 
 
 def test_shingles_of_long_texts_with_many_repeats_are_a_sorted_set() -> None:
@@ -116,6 +192,7 @@ def test_any_text_is_signed(name: str) -> None:
 HUGE = """
 import re, sys
 import numpy as np
+from ingot.pipelines.dedup.characters import character_classes
 from ingot.pipelines.dedup.kernels import capacity, content_keys, permutations, sign
 
 def peak():
@@ -132,7 +209,8 @@ def work(words):
     content_keys(data, offsets, np.empty((1, 2), np.uint64))
     shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(1, np.int64)
     hashes = np.empty((1, 32), np.uint64)
-    sign(data, offsets, np.ones(1, bool), 5, *permutations(256, 0), 32, hashes, shingles, counts)
+    classes, drawn = character_classes(), permutations(256, 0)
+    sign(data, offsets, np.ones(1, bool), classes, 5, *drawn, 32, hashes, shingles, counts)
     assert words * 0.99 - 4 <= counts[0] <= words
     return (peak() - before) / len(data)
 
@@ -175,9 +253,8 @@ def test_unwanted_documents_are_left_out() -> None:
     data, offsets = buffers(texts)
     shingles, counts = np.empty(capacity(offsets), np.uint64), np.empty(3, np.int64)
     wanted = np.array([True, False, True])
-    total = sign(
-        data, offsets, wanted, 2, *permutations(4, 1), 2, np.zeros((3, 2), np.uint64), shingles, counts
-    )
+    classes, drawn, hashes = character_classes(), permutations(4, 1), np.zeros((3, 2), np.uint64)
+    total = sign(data, offsets, wanted, classes, 2, *drawn, 2, hashes, shingles, counts)
     assert counts.tolist() == [2, 0, 2]
     assert shingles[:total].tolist() == reference.shingles(texts[0], 2) + reference.shingles(texts[2], 2)
 
