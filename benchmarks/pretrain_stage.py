@@ -207,8 +207,7 @@ class Bench:
             "steps": size.steps,
             "batch_tokens": size.rows * size.model["context"],
             "learning_rate": LEARNING_RATE,
-            "schedule": "warmup-stable-decay",
-            "decay": 1e-6,  # of the steps: none
+            "floor": 1.0,  # of the learning rate: it stays constant
             "weight_decay": 0.0,
             "clip": CLIP,
             "evaluate_tokens": 4096,

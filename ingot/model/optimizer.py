@@ -51,18 +51,23 @@ def can_fuse(model: nn.Module) -> bool:
 def learning_rate(
     step: int, steps: int, peak: float, warmup: int, decay: int, floor: float, schedule: Schedule
 ) -> float:
-    """The learning rate of step `step` (from 0) of `steps`.
+    """The learning rate of step `step` (from 0) of `steps`. Step `steps - 1`, the last one, has exactly `floor`.
 
-    Rises in a line to `peak` over the first `warmup` steps. Then `cosine` falls to `floor` over all steps
-    that are left (arXiv:1608.03983), and `decay` is not used; `warmup-stable-decay` stays at the peak and
-    falls in a line over the last `decay` steps (arXiv:2404.06395): training can go on from any moment
-    before the fall. `peak` and `floor` are learning rates, the others numbers of steps.
+    It rises linearly to `peak` over the first `warmup` steps. Then `cosine` falls from `peak` to `floor` over
+    all remaining steps (arXiv:1608.03983), and `decay` is not used; `warmup-stable-decay` stays at the peak
+    and falls linearly over the last `decay` steps (arXiv:2404.06395), of which there is at least one: before
+    them the rate does not depend on `steps`. `peak` and `floor` are learning rates, the others numbers of
+    steps, with `warmup` < `steps`.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * ((step + 1) / warmup)
     if schedule == "cosine":
-        share = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return floor + (peak - floor) * (1 + math.cos(math.pi * share)) / 2
-    assert schedule == "warmup-stable-decay", schedule
-    share = min(1.0, max(0.0, (step - (steps - decay)) / max(1, decay)))
-    return peak - (peak - floor) * share
+        falls = steps - 1 - warmup
+        share = min(1.0, (step - warmup) / falls) if falls > 0 else 1.0
+        left = (1 + math.cos(math.pi * share)) / 2
+    else:
+        assert schedule == "warmup-stable-decay", schedule
+        decay = max(1, decay)
+        left = max(0.0, (steps - 1 - step) / decay)
+    # At the ends exactly the peak and the floor, where the sum would be off by its rounding.
+    return peak if left >= 1 else floor + (peak - floor) * left

@@ -28,7 +28,7 @@ from ingot.pipelines.units import Workspace
 if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 1
+VERSION = 2
 
 MARGIN = 100  # functions beyond the pairs asked for, as a few find no partner
 FEWEST_HELD_OUT = 200  # fewer say little: with 200 pairs an accuracy's standard error is 3.5 points

@@ -20,7 +20,7 @@ from ingot.pipelines.units import Workspace
 if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 2
+VERSION = 3
 
 
 def run(workspace: Workspace, section: Pretrain, inputs: Mapping[str, Artifact]) -> Outcome:

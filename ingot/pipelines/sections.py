@@ -314,8 +314,8 @@ class Training(Section):
 
     @property
     def decay_steps(self) -> int:
-        """The steps at the end in which warmup-stable-decay falls."""
-        return round(self.decay * self.steps)
+        """The steps at the end in which warmup-stable-decay falls to the floor: at least the last one."""
+        return max(1, round(self.decay * self.steps))
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Training:
@@ -348,7 +348,7 @@ class Pretrain(Measured):
     mix: dict[Name, Annotated[float, Field(strict=True)]] | None = what(None)
     cache_bytes: int = how(512_000_000, ge=0)  # of the token shards, that a worker keeps in memory
     evaluate_tokens: int = what(65_536, ge=1)  # held-out tokens that bits per byte are measured on, at most
-    prompts: list[str] = how(["def ", "import ", "class "])  # that the model goes on with at each evaluation
+    prompts: list[str] = how(["def", "import", "class"])  # that the model goes on with at each evaluation
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Pretrain:
@@ -405,7 +405,7 @@ class Preference(Training):
 class Evaluate(Section):
     """The last checkpoint, measured on held-out text and sampled from."""
 
-    prompts: list[str] = what(["def ", "import ", "class "], min_length=1)
+    prompts: list[str] = what(["def", "import", "class"], min_length=1)
     sample_tokens: int = what(64, ge=1)
     temperature: float = what(0.7, ge=0)
     seed: int = what(1, ge=0, le=MOST_SEED)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ingot.pipelines.pipeline import Outcome
     from ingot.pipelines.training.group import Group
 
-VERSION = 1
+VERSION = 2
 
 HELD_OUT = 256  # conversations that the loss before and after is measured on, at most
 SAMPLES = 3  # of those, what the model answers is shown

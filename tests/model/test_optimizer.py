@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 
@@ -17,25 +19,40 @@ def test_matrices_decay_and_norms_and_embeddings_do_not(model, make):
 
 
 def test_cosine_rises_in_a_line_and_falls_to_the_floor():
-    rates = [learning_rate(step, 100, 1.0, 10, 0, 0.1, "cosine") for step in range(101)]
+    rates = [learning_rate(step, 101, 1.0, 10, 0, 0.1, "cosine") for step in range(102)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
-    assert rates[100] == pytest.approx(0.1)
+    assert rates[100] == rates[101] == 0.1
     assert sorted(rates[10:], reverse=True) == rates[10:]
 
 
 def test_warmup_stable_decay_stays_at_the_peak_until_the_last_steps():
     rates = [learning_rate(step, 100, 2.0, 5, 20, 0.0, "warmup-stable-decay") for step in range(100)]
-    assert set(rates[4:81]) == {2.0}
-    assert rates[90] == pytest.approx(1.0)
-    assert rates[99] == pytest.approx(0.1)
+    assert set(rates[4:80]) == {2.0}
+    assert rates[80] == pytest.approx(1.9)
+    assert rates[89] == pytest.approx(1.0)
+    assert rates[99] == 0.0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warmup-stable-decay"])
-def test_a_schedule_without_warmup_or_past_its_end_is_still_defined(schedule):
-    assert learning_rate(0, 10, 1.0, 0, 5, 0.2, schedule) == 1.0
-    assert learning_rate(50, 10, 1.0, 0, 5, 0.2, schedule) == pytest.approx(0.2)
+def test_the_last_step_has_the_floor_exactly_whatever_the_shape(schedule):
+    draw = random.Random(0)
+    for _ in range(3000):
+        steps = draw.choice([1, 2, 3, draw.randint(1, 50), draw.randint(1, 100_000)])
+        decay = draw.choice([0, 1, steps, draw.randint(1, steps)])
+        warmup = draw.choice([0, steps - max(1, decay), draw.randint(0, steps - max(1, decay))])
+        peak, share = 10 ** draw.uniform(-6, 1), draw.choice([0.0, 0.1, 1.0, draw.random()])
+        shape = (steps, peak, warmup, decay, share * peak, schedule)
+        rates = [learning_rate(step, *shape) for step in sorted({0, max(0, steps - 2), steps - 1, steps + 7})]
+        assert rates[-1] == rates[-2] == share * peak, shape
+        assert max(rates) <= peak, shape
+        if warmup:
+            assert learning_rate(warmup - 1, *shape) == peak, shape
+        if schedule == "warmup-stable-decay" and warmup < steps - max(1, decay):
+            assert learning_rate(steps - max(1, decay) - 1, *shape) == peak, shape
+        if schedule == "cosine" and warmup < steps - 1:
+            assert learning_rate(warmup, *shape) == peak, shape
 
 
 @pytest.mark.parametrize("shape", [(3, 48, 96), (3, 96, 32), (1, 1, 7)])

@@ -15,7 +15,7 @@ from ingot.errors import UsageError
 from ingot.pipelines.artifact import canonical_digest
 from ingot.pipelines.pipeline import stages_of
 from ingot.pipelines.recipe import Recipe, load_recipe
-from ingot.pipelines.sections import Section
+from ingot.pipelines.sections import Evaluate, Pretrain, Section, Training
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -398,3 +398,17 @@ def test_the_order_of_sources_does_not_matter(tmp_path: Path) -> None:
     head = "name: a\ncorpus:\n  sources:\n"
     first, second = load(tmp_path, head + packages + books), load(tmp_path, head + books + packages)
     assert first.corpus.what() == second.corpus.what()
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "falls"), [(1, 0.2, 1), (3, 1e-6, 1), (10, 0.05, 1), (100, 0.05, 5), (7, 1.0, 7)]
+)
+def test_a_decay_has_at_least_the_last_step(steps: int, decay: float, falls: int) -> None:
+    section = Training(steps=steps, learning_rate=1.0, schedule="warmup-stable-decay", decay=decay)
+    assert section.decay_steps == falls
+
+
+def test_default_prompts_end_where_a_token_of_the_text_ends() -> None:
+    """A space at the end would be a token of its own, where texts have it at the beginning of the next."""
+    for section in (Pretrain(steps=1, learning_rate=1.0), Evaluate()):
+        assert all(prompt == prompt.rstrip() for prompt in section.prompts)

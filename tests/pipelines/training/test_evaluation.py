@@ -49,7 +49,7 @@ def test_each_evaluation_has_what_the_model_writes_after_the_prompts(
     evaluated: Loop, small_training: SmallTraining
 ) -> None:
     for line in read_evaluations(small_training.store, KEY):
-        assert [sample["prompt"] for sample in line["samples"]] == ["def ", "import ", "class "]
+        assert [sample["prompt"] for sample in line["samples"]] == ["def", "import", "class"]
     assert any(sample["continuation"] for sample in line["samples"])
 
 
