@@ -51,7 +51,7 @@ def can_fuse(model: nn.Module) -> bool:
 def learning_rate(
     step: int, steps: int, peak: float, warmup: int, decay: int, floor: float, schedule: Schedule
 ) -> float:
-    """The learning rate of step `step` (from 0) of `steps`. Step `steps - 1`, the last one, has exactly `floor`.
+    """The learning rate of step `step` (from 0) of `steps`; that of the last step is exactly `floor`.
 
     It rises linearly to `peak` over the first `warmup` steps. Then `cosine` falls from `peak` to `floor` over
     all remaining steps (arXiv:1608.03983), and `decay` is not used; `warmup-stable-decay` stays at the peak

@@ -39,7 +39,7 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
     accuracy (the chosen answer is likelier a token) and margin (by how many nats a token) before and after,
     and reward_accuracy_after (it has gained more than the rejected one)."""
     from ingot.pipelines.pipeline import Outcome
-    from ingot.pipelines.training.build import read_config
+    from ingot.pipelines.training.build import read_config, tokenizer_files
 
     store, checkpoint, tokenizer = workspace.store, inputs["sft"], inputs["tokenizer"]
     refuse_other_tokenizer(checkpoint, tokenizer)
@@ -83,7 +83,8 @@ def run(workspace: Workspace, section: Preference, inputs: Mapping[str, Artifact
         "margin_after": float(after.margins_P.mean()),
         "reward_accuracy_after": _reward_accuracy(before, after, section.average),
     }
-    return Outcome({**trained.files, **tokenizer.files, **files}, {**measured, **trained.metrics})
+    folder = {**trained.files, **tokenizer_files(store, tokenizer, context)}
+    return Outcome({**folder, **files}, {**measured, **trained.metrics})
 
 
 def _refuse_too_few(section: Preference, pairs: File, held_out: File) -> None:

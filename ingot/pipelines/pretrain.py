@@ -29,6 +29,7 @@ def run(workspace: Workspace, section: Pretrain, inputs: Mapping[str, Artifact])
     padding_share tells how much of all rows is padding, and documents_cut how many documents are longer than
     a row. What is trained on what stands as `job.json` beside the checkpoints."""
     from ingot.pipelines.pipeline import Outcome
+    from ingot.pipelines.training.build import tokenizer_files
 
     tokens, tokenizer = inputs["tokens"], inputs["tokenizer"]
     refuse_other_tokenizer(tokens, tokenizer)
@@ -43,7 +44,8 @@ def run(workspace: Workspace, section: Pretrain, inputs: Mapping[str, Artifact])
     TokenDataset(workspace.store, job.dataset.spec)  # refuses a source without a row before workers begin
     workspace.store.create(f"{workspace.key}/job.json", json.dumps(job.to_json()).encode())
     outcome = train(workspace, section, job)
-    return Outcome({**outcome.files, **tokenizer.files}, {**outcome.metrics, **metrics})
+    folder = tokenizer_files(workspace.store, tokenizer, section.model.context)
+    return Outcome({**outcome.files, **folder}, {**outcome.metrics, **metrics})
 
 
 def pretraining(

@@ -37,7 +37,7 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
     """Makes the functions, trains on the first of them, and measures nats a token on held-out ones before
     and after (held_out_loss)."""
     from ingot.pipelines.pipeline import Outcome
-    from ingot.pipelines.training.build import read_config
+    from ingot.pipelines.training.build import read_config, tokenizer_files
 
     store, checkpoint, tokenizer = workspace.store, inputs["pretrain"], inputs["tokenizer"]
     refuse_other_tokenizer(checkpoint, tokenizer)
@@ -74,7 +74,8 @@ def run(workspace: Workspace, section: Sft, inputs: Mapping[str, Artifact]) -> O
     )
     trained = train(workspace, section, job)
     metrics = {**counts, "conversations": conversations.num_rows, **trained.metrics}
-    return Outcome({**trained.files, **tokenizer.files, **functions, **files}, metrics)
+    folder = {**trained.files, **tokenizer_files(store, tokenizer, context)}
+    return Outcome({**folder, **functions, **files}, metrics)
 
 
 def held_out_loss(

@@ -363,6 +363,27 @@ def models_list(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
     )
 
 
+@models.command("export")
+def models_export(
+    model: Annotated[str, typer.Argument(help="NAME for its newest version, or NAME@VERSION.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="A folder that is empty or does not exist yet.", metavar="FOLDER")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write MODEL to FOLDER as a Hugging Face folder: weights, configuration, tokenizer and chat template.
+
+    Every file is verified. FOLDER has all of them, or is left as it was."""
+    from ingot.pipelines.export import export_model
+    from ingot.pipelines.registry import resolve
+
+    opened = _existing(store)
+    version = resolve(opened, model)
+    files = export_model(opened, version, to)
+    size = sum(file.bytes for file in files.values())
+    typer.echo(f"{version.id}: {len(files)} files, {size:,} bytes, in {to}")
+
+
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="NAME for its newest version, or NAME@VERSION.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from ingot.errors import IngotError
 from ingot.model import ModelConfig, TrainState, Transformer, adamw, data_mesh, muon, parallelize
 from ingot.model.huggingface import export_folder, import_folder, model_config
 from ingot.model.parallel import Precision
-from ingot.pipelines.artifact import Artifact, load, put_file
+from ingot.pipelines.artifact import Artifact, File, load, put_file
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.checkpoint import Place
@@ -105,6 +106,14 @@ def export(
             model.config, whole, folder, bos=special.bos, eos=list(special.eos), pad=special.pad, dtype=dtype
         )
         return {path.name: put_file(store, path.read_bytes()).to_json() for path in sorted(folder.iterdir())}
+
+
+def tokenizer_files(store: Store, tokenizer: Artifact, context: int) -> dict[str, File]:
+    """The tokenizer's part of a model's folder. The tokenizer serves models of any context, in tokens; here
+    it gets this model's, so that programs which cut texts know where."""
+    name = "tokenizer_config.json"
+    config = {**tokenizer.json(name), "model_max_length": context}
+    return {**tokenizer.files, name: put_file(store, json.dumps(config, indent=2).encode())}
 
 
 def sizes(model: Transformer) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_workers_that_share_a_model_write_what_one_alone_writes(
         assert two["samples"] == one["samples"]
     said = [told[1] for told in recorder.told if told[0] == "say"]
     assert sum("bits per byte" in line for line in said) == 4
-    assert sum(line.startswith("    import  → ") for line in said) == 4
+    assert sum(line.startswith("    import → ") for line in said) == 4
 
 
 def test_goodput_counts_the_steps_that_stay_and_all_the_time_since_the_first_attempt(
