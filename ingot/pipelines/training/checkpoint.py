@@ -44,6 +44,11 @@ def newest_step(store: Store, key: str) -> int | None:
     return max(_committed(store, key), default=None)
 
 
+def committed_steps(store: Store, key: str) -> list[int]:
+    """The steps of all committed checkpoints of the training at `key`, the newest first."""
+    return sorted(_committed(store, key), reverse=True)
+
+
 def load_checkpoint(
     store: Store, key: str, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
@@ -249,16 +254,32 @@ class CheckpointWriter:
 def retire(store: Store, key: str, keep: int) -> None:
     """Deletes all but the `keep` newest committed checkpoints of the training, and what earlier attempts
     left of steps before those. Objects that a checkpoint still names stay."""
-    kept = sorted(_committed(store, key))[-keep:]
+    kept = committed_steps(store, key)[:keep]
+    folders = _folders(store, key)
+    _delete(store, folders, [step for step in folders if step < kept[-1]])
+
+
+def delete_checkpoints(store: Store, key: str, steps: list[int]) -> None:
+    """Deletes the checkpoints of these steps, damaged ones too, so that they can be saved again. Objects that
+    another checkpoint names stay."""
+    folders = _folders(store, key)
+    _delete(store, folders, [step for step in steps if step in folders])
+
+
+def _folders(store: Store, key: str) -> dict[int, list[str]]:
+    """The keys of what stands below each step's checkpoint, committed or not."""
     folders: dict[int, list[str]] = {}
     for name in store.list(f"{key}/checkpoints/"):
         folders.setdefault(int(name.removeprefix(f"{key}/checkpoints/").partition("/")[0]), []).append(name)
-    old = [step for step in folders if step < kept[0]]
-    if not old:
+    return folders
+
+
+def _delete(store: Store, folders: dict[int, list[str]], steps: list[int]) -> None:
+    if not steps:
         return
     named = {step: _objects(store, keys) for step, keys in folders.items()}
-    needed = set().union(*(objects for step, objects in named.items() if step not in old))
-    for step in sorted(old):
+    needed = set().union(*(objects for step, objects in named.items() if step not in steps))
+    for step in sorted(steps):
         # The manifest first: a checkpoint is whole or it is none. The records last: they name what is to go.
         keys = sorted(folders[step], key=lambda name: not name.endswith("/manifest.json"))
         manifests = [name for name in keys if name.endswith("/manifest.json")]
@@ -273,15 +294,19 @@ def _superseded(store: Store, key: str, step: int) -> StoreError:
 
 
 def _objects(store: Store, keys: list[str]) -> set[str]:
-    """The objects that manifests and records name."""
-    files: list[Mapping[str, Any]] = []
+    """The objects that manifests and records name; those that one names which was altered are left out, as
+    the others of the same checkpoint name them too."""
+    objects: set[str] = set()
     for key in keys:
         try:
             body = json.loads(store.read(key))
+            files = body["files"].values() if key.endswith("/manifest.json") else [body["file"]]
+            objects |= {piece.key for file in files for piece in File.from_json(file).pieces}
         except ObjectMissing:  # a worker of an earlier attempt, not dead yet, was deleting too
             continue
-        files += body["files"].values() if key.endswith("/manifest.json") else [body["file"]]
-    return {piece.key for file in files for piece in File.from_json(file).pieces}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return objects
 
 
 def _committed(store: Store, key: str) -> list[int]:

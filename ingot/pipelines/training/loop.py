@@ -19,11 +19,17 @@ from typing import Any
 import torch
 
 from ingot.model import Batch, StepMetrics, learning_rate, train_step
+from ingot.pipelines.artifact import Damaged
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.build import PRECISIONS, build, export, sizes
-from ingot.pipelines.training.checkpoint import CheckpointWriter, load_checkpoint, newest_step
+from ingot.pipelines.training.checkpoint import (
+    CheckpointWriter,
+    committed_steps,
+    delete_checkpoints,
+    load_checkpoint,
+)
 from ingot.pipelines.training.dataset import Share, load_by_name
 from ingot.pipelines.training.evaluation import evaluate, read_evaluation, read_evaluations
 from ingot.pipelines.training.figures import Figures, began, useful_seconds
@@ -37,10 +43,10 @@ PAUSE_SECONDS = 0.1  # between questions of workers that wait
 
 class Loop:
     """One worker's part in one attempt at a training. `tell` is given what a watcher may want to know:
-    messages of kind "begin", "step", "report", "paused" and "evaluation", as dictionaries. `run` is the
-    attempt of the run that this is for: once a higher one has begun, nothing is committed. `room`, given to
-    all workers or to none, is asked after each step for how many workers there is room, if for more than
-    there are, else 0; rank 0's answer counts."""
+    messages of kind "damaged", "begin", "step", "report", "paused" and "evaluation", as dictionaries. `run`
+    is the attempt of the run that this is for: once a higher one has begun, nothing is committed. `room`,
+    given to all workers or to none, is asked after each step for how many workers there is room, if for more
+    than there are, else 0; rank 0's answer counts."""
 
     def __init__(
         self,
@@ -110,10 +116,7 @@ class Loop:
         return self.store.create(key, json.dumps(facts).encode())
 
     def _resume(self) -> None:
-        step = newest_step(self.store, self.key) or 0
-        self.state.step = self.group.agree(step)  # one worker may see a commit that another did not
-        if self.state.step:
-            load_checkpoint(self.store, self.key, self.state.step, self.state.model, self.state.optimizer)
+        self._load_newest()
         self.figures = None
         if self.group.rank:
             return
@@ -122,6 +125,40 @@ class Loop:
         measured = [line["metrics"] for line in read_evaluations(self.store, self.key)]
         facts = {"attempt": self.attempt, "step": self.state.step, "workers": self.group.world}
         self.tell({"kind": "begin", **facts, "measured": measured[-1] if measured else {}})
+
+    def _load_newest(self) -> None:
+        """Fills the state from the newest checkpoint that is whole on all workers. Damaged ones that are
+        newer are deleted with a warning: their steps are taken and saved again. Raises Damaged where all
+        are."""
+        steps = iter(committed_steps(self.store, self.key))
+        damaged: list[int] = []
+        first: Damaged | None = None
+        # Rank 0's list counts, as one worker may see a commit that another did not.
+        while step := self.group.agree(next(steps, 0)):
+            error = None
+            try:
+                load_checkpoint(self.store, self.key, step, self.state.model, self.state.optimizer)
+            except Damaged as damage:  # of a file that perhaps this worker alone has to read
+                error = damage
+            first = first or error
+            [failed] = self.group.totals(error is not None)
+            if not failed:
+                break
+            damaged.append(step)
+        self.state.step = step
+        if not damaged:
+            return
+        if not step:
+            place = f"{self.store.uri}/{self.key}/checkpoints/"
+            raise first or Damaged(
+                f"all checkpoints below {place} are damaged; restore their objects, or delete all below it "
+                "to begin anew"
+            )
+        if self.group.rank == 0:
+            self.refuse_if_fenced()
+            self.tell({"kind": "damaged", "steps": damaged, "step": step, "why": str(first or "")})
+            delete_checkpoints(self.store, self.key, damaged)
+        self.group.agree(0)  # they are gone
 
     def _train(self) -> None:
         steps, every = self.section.steps, self.section.checkpoint_every

@@ -31,8 +31,24 @@ class Show:
             self._evaluation(message)
         elif message["kind"] == "paused":
             self.progress.say(f"  room for {message['room']} workers: saved at step {message['step']}")
+        elif message["kind"] == "damaged":
+            self._damaged(message)
         else:
             self._begin(**message)
+
+    def _damaged(self, message: Mapping[str, Any]) -> None:
+        steps = ", ".join(map(str, message["steps"]))
+        which = (
+            f"checkpoint of step {steps} is"
+            if len(message["steps"]) == 1
+            else f"checkpoints of steps {steps} are"
+        )
+        # What to do about damage, after the semicolon, is done already.
+        why = f" ({message['why'].partition(';')[0]})" if message["why"] else ""
+        self.progress.say(
+            f"  warning: the {which} damaged and deleted{why}; training continues from that of step "
+            f"{message['step']}"
+        )
 
     def _evaluation(self, message: Mapping[str, Any]) -> None:
         self.measured = message["metrics"]

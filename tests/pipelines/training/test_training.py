@@ -26,6 +26,7 @@ from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.launch import refuse_too_many
 from ingot.pipelines.training.log import read_log
 from ingot.pipelines.training.loop import Loop
+from ingot.pipelines.training.show import Show
 from ingot.pipelines.training.worker import is_worth_repeating
 
 if TYPE_CHECKING:
@@ -180,27 +181,53 @@ def test_workers_that_are_to_pause_save_and_wait_and_go_on_as_if_nothing_had_bee
     assert chunks == sorted({0, 5, 10, 15} | {step})
 
 
-def test_a_damaged_newest_checkpoint_is_refused_and_not_passed_over(
-    alone: Loop, small_training: SmallTraining
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "weights missing",
+        *(pytest.param(f"{file} altered", marks=pytest.mark.long) for file in ("state", "manifest")),
+    ],
+)
+def test_training_continues_from_the_checkpoint_before_a_damaged_one(
+    alone: Loop, small_training: SmallTraining, recorder: Recorder, harm: str
 ) -> None:
-    key, store = "artifacts/pretrain/damaged", small_training.store
+    key, store = f"artifacts/pretrain/damaged-{harm.replace(' ', '-')}", small_training.store
     small_training.train_here(key)
     newest = load(store, f"{key}/checkpoints/00000020")
     assert newest is not None
-    [piece] = newest.files["rank-00000-of-00001.safetensors"].pieces
+    [weights], [state] = (newest.files[name].pieces for name in newest.names())
+    whole = store.read(weights.key)
+    trained = json.loads(store.read(f"{key}/trained.json"))
     store.delete(f"{key}/trained.json")
-    store.delete(piece.key)
-    mend = rf"{piece.key} is missing; restore .* all below {newest.key}/"
-    with pytest.raises(Damaged, match=mend) as raised:
-        small_training.train_here(key)
-    assert not is_worth_repeating(raised.value)
-    # the mend: without it, training goes on from the checkpoint before, to the same end
-    for name in list(store.list(f"{newest.key}/")):
-        store.delete(name)
-    repaired = small_training.train_here(key)
-    assert repaired.attempt == 3
+    if harm == "weights missing":
+        store.delete(weights.key)
+    else:
+        path = Path(store.uri) / (state.key if harm == "state altered" else f"{newest.key}/manifest.json")
+        path.write_bytes(path.read_bytes()[:-2])
+    repaired = small_training.train_here(key, tell=Show(recorder, 20))
+    assert repaired.attempt == 2
+    [warning] = [told[1] for told in recorder.told if told[0] == "say" and "warning" in told[1]]
+    assert "the checkpoint of step 20 is damaged and deleted" in warning
+    assert newest.key in warning
+    assert warning.endswith("training continues from that of step 15")
     assert losses(small_training, key) == losses(small_training, ALONE)
-    assert store.exists(piece.key)
+    assert json.loads(store.read(f"{key}/trained.json"))["files"] == trained["files"]
+    assert store.read(weights.key) == whole
+    assert load(store, newest.key).json("state.json")["step"] == 20  # type: ignore[union-attr]
+
+
+def test_training_is_refused_where_every_checkpoint_is_damaged(small_training: SmallTraining) -> None:
+    key, store = "artifacts/pretrain/all-damaged", small_training.store
+    small_training.train_here(key, steps=4, checkpoint_every=2)
+    store.delete(f"{key}/trained.json")
+    checkpoints = [load(store, f"{key}/checkpoints/{step:08d}") for step in (2, 4)]
+    for each in checkpoints:
+        assert each is not None
+        store.delete(each.files["state.json"].pieces[0].key)
+    with pytest.raises(Damaged, match=r"00000004/state\.json is damaged: .* is missing; restore") as raised:
+        small_training.train_here(key, steps=4, checkpoint_every=2)
+    assert not is_worth_repeating(raised.value)
+    assert newest_step(store, key) == 4
 
 
 @pytest.mark.long
@@ -209,10 +236,11 @@ def test_a_refusal_ends_training_at_once_with_its_words(
 ) -> None:
     key, store = "artifacts/pretrain/refused", small_training.store
     small_training.train_here(key)
-    newest = load(store, f"{key}/checkpoints/00000020")
-    assert newest is not None
     store.delete(f"{key}/trained.json")
-    store.delete(newest.files["state.json"].pieces[0].key)
+    for step in (15, 20):
+        checkpoint = load(store, f"{key}/checkpoints/{step:08d}")
+        assert checkpoint is not None
+        store.delete(checkpoint.files["state.json"].pieces[0].key)
     with pytest.raises(IngotError, match=r"state\.json is damaged"):
         small_training.train(key, recorder, failures=3)
     assert len({name.split("/")[-2] for name in store.list(f"{key}/attempts/")}) == 2  # here, and once on Ray
