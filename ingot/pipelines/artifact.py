@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot import __version__
+from ingot.errors import IngotError
+from ingot.pipelines.records import LARGEST, damaged, is_sha256, parse, read_object, wrong_names
+from ingot.pipelines.records import Damaged as Damaged
 from ingot.pipelines.store import ObjectMissing, Store, StoreError
 
 if TYPE_CHECKING:
     import pyarrow
 
 PIECE_BYTES = 256_000_000
-
-
-class Damaged(StoreError):
-    """An object is missing or its bytes are not those its name promises."""
+LARGEST_PIECE = 1_000_000_000  # bytes that a manifest may ask a reader to hold at once
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,23 @@ class File:
     tokens: int | None = None
 
     @staticmethod
-    def from_json(body: Mapping[str, Any]) -> File:
-        pieces = tuple(Piece(**piece) for piece in body["pieces"])
-        return File(pieces, body["bytes"], body["sha256"], body["rows"], body["tokens"])
+    def from_json(body: Any) -> File:
+        """From an entry of a manifest or a record. Raises Damaged where it is none."""
+        try:
+            pieces = tuple(Piece(**piece) for piece in body["pieces"])
+            file = File(pieces, body["bytes"], body["sha256"], body["rows"], body["tokens"])
+        except (KeyError, TypeError) as error:
+            raise Damaged(_no_entry(f"{error!r}")) from None
+        sizes = [piece.bytes for piece in pieces]
+        if not all(is_sha256(digest) for digest in (file.sha256, *(piece.sha256 for piece in pieces))):
+            raise Damaged(_no_entry("a SHA-256 is 64 hexadecimal digits"))
+        if not all(_is_count(size) and 0 < size <= LARGEST_PIECE for size in sizes):
+            raise Damaged(_no_entry(f"a piece has 1 to {LARGEST_PIECE:,} bytes"))
+        if not _is_count(file.bytes) or sum(sizes) != file.bytes:
+            raise Damaged(_no_entry("its pieces are not as many bytes as the file"))
+        if not all(count is None or _is_count(count) for count in (file.rows, file.tokens)):
+            raise Damaged(_no_entry("rows and tokens are counts"))
+        return file
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,18 +90,24 @@ class Artifact:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     made: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises Damaged where a file's name could lead out of the folder that it is fetched into. Every
+        artifact passes here, whoever wrote its manifest, so whoever uses its names need not check them."""
+        if wrong := wrong_names(self.files):
+            raise damaged(f"{self.store.uri}/{self.key}/manifest.json", wrong)
+
     @property
     def digest(self) -> str:
         return digest_of(self.files)
 
     def read(self, name: str) -> bytes:
         """The whole file, verified. Raises Damaged."""
-        return b"".join(_verified_pieces(self.store, self.files[name], *self._place(name)))
+        return b"".join(_verified_pieces(self.store, self._file(name), *self._place(name)))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of the file from `start`, fewer at its end. Raises Damaged where they are missing;
         they are not verified, as a part has no digest of its own."""
-        return read_range(self.store, self.files[name], start, length, *self._place(name))
+        return read_range(self.store, self._file(name), start, length, *self._place(name))
 
     def damaged(self, name: str, at: int) -> Damaged:
         """The error for a file whose byte `at`, or what is around it, is not what was stored."""
@@ -98,12 +118,19 @@ class Artifact:
         what, artifact = self._place(name)
         return _damage(self.store, what, piece, "was altered", artifact)
 
+    def _file(self, name: str) -> File:
+        """Raises Damaged where the manifest lists no such file: the stage writes one."""
+        if name not in self.files:
+            raise damaged(f"{self.store.uri}/{self.key}/manifest.json", f"it lists no file {name!r}")
+        return self.files[name]
+
     def _place(self, name: str) -> tuple[str, str]:
         """A file's words in an error, and the artifact it is of."""
         return (f"{self.key}/{name}" if self.key else name), self.key
 
     def json(self, name: str) -> Any:
-        return json.loads(self.read(name))
+        """The JSON file. Raises Damaged."""
+        return parse(self.read(name), f"{self.store.uri}/{self._place(name)[0]}")
 
     def table(self, name: str, columns: list[str] | None = None) -> pyarrow.Table:
         """The Parquet file as an Arrow table."""
@@ -121,7 +148,7 @@ class Artifact:
             temporary = path.with_name(f".{uuid.uuid4().hex}.part")
             try:
                 with open(temporary, "wb") as file:
-                    for part in _verified_pieces(self.store, self.files[name], *self._place(name)):
+                    for part in _verified_pieces(self.store, self._file(name), *self._place(name)):
                         file.write(part)
                 os.replace(temporary, path)
             finally:
@@ -204,7 +231,10 @@ def commit(
     made: Mapping[str, Any],
 ) -> Artifact:
     """Creates the manifest and returns the artifact that stands there: this one, or, where another writer
-    was first, that writer's. All objects of `files` must be stored already."""
+    was first, that writer's. All objects of `files` must be stored already. Raises IngotError where no
+    reader would take the manifest."""
+    if wrong := wrong_names(files):
+        raise IngotError(f"{store.uri}/{key}: can't be committed: {wrong}")
     body = {
         "stage": stage,
         "fingerprint": fingerprint,
@@ -213,7 +243,13 @@ def commit(
         "metrics": dict(metrics),
         "made": {"host": platform.node(), "at": time.time(), "ingot": __version__, **made},
     }
-    store.create(f"{key}/manifest.json", json.dumps(body, indent=1).encode())
+    text = json.dumps(body, indent=1).encode()
+    if len(text) > LARGEST:
+        raise IngotError(
+            f"{store.uri}/{key}: can't be committed: its manifest of {len(files):,} files is larger than "
+            f"{LARGEST:,} bytes; divide the work into several runs"
+        )
+    store.create(f"{key}/manifest.json", text)
     artifact = load(store, key)
     if artifact is None:  # of checkpoints the older ones are deleted, by another run too
         raise StoreError(f"{store.uri}/{key}: deleted by another run as soon as it was committed")
@@ -222,25 +258,30 @@ def commit(
 
 def load(store: Store, key: str) -> Artifact | None:
     """The artifact committed at `key`, or None. Raises Damaged for a manifest that was altered."""
+    where = f"{store.uri}/{key}/manifest.json"
     try:
-        text = store.read(f"{key}/manifest.json")
+        body = read_object(
+            store,
+            f"{key}/manifest.json",
+            stage=str,
+            fingerprint=str,
+            digest=str,
+            files=dict[str, Any],
+            metrics=dict[str, Any],
+            made=dict[str, Any],
+        )
     except ObjectMissing:
         return None
-    altered = f"{store.uri}/{key}/manifest.json was altered"
-    mend = "delete it and run again to make the artifact anew"
+    if wrong := wrong_names(body["files"]):
+        raise damaged(where, wrong)
     try:
-        body = json.loads(text)
         files = {name: File.from_json(entry) for name, entry in body["files"].items()}
-        artifact = Artifact(
-            store, key, body["stage"], body["fingerprint"], files, body["metrics"], body["made"]
-        )
-        digest = body["digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{altered}: it is no manifest any more; {mend}") from error
-    if artifact.digest != digest:
-        raise Damaged(
-            f"{altered}: it lists files of digest {artifact.digest[:12]}, not {digest[:12]}; {mend}"
-        )
+    except Damaged as error:
+        raise damaged(where, f"it lists a file wrongly ({error})") from None
+    artifact = Artifact(store, key, body["stage"], body["fingerprint"], files, body["metrics"], body["made"])
+    if artifact.digest != body["digest"]:
+        listed, said = artifact.digest[:12], body["digest"][:12]
+        raise damaged(where, f"it lists files of digest {listed}, not {said}")
     return artifact
 
 
@@ -263,10 +304,18 @@ def canonical_digest(body: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _no_entry(why: str) -> str:
+    return f"a record or manifest lists a file wrongly: {why}"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _verified_pieces(store: Store, file: File, what: str, artifact: str = "") -> Iterator[bytes]:
     for piece in file.pieces:
         try:
-            data = store.read(piece.key)
+            data = store.read(piece.key, 0, piece.bytes + 1)  # the digest is wrong where there is more
         except ObjectMissing:
             raise _damage(store, what, piece, "is missing", artifact) from None
         if hashlib.sha256(data).hexdigest() != piece.sha256:

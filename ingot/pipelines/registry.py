@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_type_hints
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact, load
+from ingot.pipelines.records import damaged, read_object
 from ingot.pipelines.store import Store
 
 
@@ -68,8 +69,7 @@ def publish(
 
 def versions_of(store: Store, name: str) -> list[ModelVersion]:
     """The versions of one model, oldest first."""
-    keys = sorted(store.list(f"models/{name}/"))
-    return [ModelVersion(**json.loads(store.read(key))) for key in keys]
+    return [_version(store, key) for key in sorted(store.list(f"models/{name}/"))]
 
 
 def list_versions(store: Store) -> list[ModelVersion]:
@@ -91,6 +91,15 @@ def resolve(store: Store, model: str) -> ModelVersion:
     raise UsageError(
         f"store {store.uri}: no model {model}; there are: {there or 'none; publish one with ingot run'}"
     )
+
+
+def _version(store: Store, key: str) -> ModelVersion:
+    """Raises Damaged where the entry is not one that Ingot wrote at this key."""
+    body = read_object(store, key, **get_type_hints(ModelVersion))
+    version = ModelVersion(**{field.name: body[field.name] for field in fields(ModelVersion)})
+    if key != _key(version.name, version.version):
+        raise damaged(f"{store.uri}/{key}", f"it is of {version.id[:200]!a}")
+    return version
 
 
 def _key(name: str, number: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -20,14 +21,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
 
 import ingot
 from ingot.errors import IngotError, UsageError
-from ingot.pipelines.artifact import Artifact
+from ingot.pipelines.artifact import Artifact, load
 from ingot.pipelines.recipe import Recipe
+from ingot.pipelines.records import check_fields, read_object
 from ingot.pipelines.store import ObjectMissing, Store
 
+_ATTEMPT = re.compile(r"([0-9]{6,12})/run\.json")
 PACKAGES = ("ray", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -115,7 +120,8 @@ def begin_attempt(store: Store, recipe: Recipe, stages: list[str], number: int |
 
 def attempts_of(store: Store, run: str) -> list[int]:
     """The numbers of the run's attempts."""
-    return [int(key.split("/")[2]) for key in store.list(f"runs/{run}/") if key.endswith("/run.json")]
+    found = (_ATTEMPT.fullmatch(key.removeprefix(f"runs/{run}/")) for key in store.list(f"runs/{run}/"))
+    return [int(match[1]) for match in found if match]
 
 
 def artifact_keys(store: Store, run: str) -> dict[str, str]:
@@ -123,17 +129,21 @@ def artifact_keys(store: Store, run: str) -> dict[str, str]:
     come to. Raises UsageError where there is no such run."""
     attempt = last_attempt(store, run)
     keys: dict[str, str] = {}
-    for stage in json.loads(store.read(f"{attempt.key}/run.json"))["stages"]:
-        for name, field in ((stage, "artifact"), (f"{stage}.key", "key")):
-            with suppress(ObjectMissing, KeyError):  # KeyError: it failed
-                keys.setdefault(stage, json.loads(store.read(f"{attempt.key}/{name}.json"))[field])
+    for stage in _run_of(attempt)["stages"]:
+        with suppress(ObjectMissing):
+            record = _stage_record(store, attempt.key, stage)
+            if "artifact" in record:  # else it failed
+                keys[stage] = record["artifact"]
+                continue
+        with suppress(ObjectMissing):
+            keys[stage] = read_object(store, f"{attempt.key}/{stage}.key.json", key=str)["key"]
     return keys
 
 
 def has_ended(store: Store, run: str) -> bool:
     """Whether the run's last attempt is done, or failed and said so; one that was killed says nothing."""
     attempt = last_attempt(store, run)
-    stages = json.loads(store.read(f"{attempt.key}/run.json"))["stages"]
+    stages = _run_of(attempt)["stages"]
     shown = {_show_stage(store, attempt.key, stage)["status"] for stage in stages}
     return not shown & {"waiting", "begun"} or bool(shown & {"failed", "interrupted"})
 
@@ -157,7 +167,7 @@ def show_run(store: Store, name: str) -> dict[str, Any]:
     "seconds", "metrics"}…]}`. `seconds` is what the call that committed the artifact took."""
     attempt = last_attempt(store, name)
     key = attempt.key
-    run = json.loads(store.read(f"{key}/run.json"))
+    run = _run_of(attempt, at=float, git=dict[str, Any] | None, packages=dict[str, Any])
     stages = [_show_stage(store, key, stage) for stage in run["stages"]]
     return {
         "run": name,
@@ -179,17 +189,33 @@ def _show_stage(store: Store, key: str, stage: str) -> dict[str, Any]:
         "metrics": {},
     }
     try:
-        record = json.loads(store.read(f"{key}/{stage}.json"))
+        record = _stage_record(store, key, stage)
     except ObjectMissing:
         return {**shown, "status": "begun" if store.exists(f"{key}/{stage}.begun.json") else "waiting"}
     if "artifact" not in record:
         return {**shown, **record}
     shown |= {name: record[name] for name in ("fingerprint", "digest", "status", "seconds")}
-    try:
-        manifest = json.loads(store.read(f"{record['artifact']}/manifest.json"))
-    except ObjectMissing:
+    artifact = load(store, record["artifact"])
+    if artifact is None:
         return {**shown, "status": "deleted"}
-    return {**shown, "seconds": manifest["made"]["seconds"], "metrics": manifest["metrics"]}
+    return {**shown, "seconds": artifact.made.get("seconds"), "metrics": artifact.metrics}
+
+
+def _run_of(attempt: Attempt, **fields: Any) -> dict[str, Any]:
+    """The attempt's `run.json`: its stages, and these fields. Raises Damaged."""
+    stage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,64}$")]  # it becomes a part of keys
+    return read_object(attempt.store, f"{attempt.key}/run.json", stages=list[stage], **fields)
+
+
+def _stage_record(store: Store, key: str, stage: str) -> dict[str, Any]:
+    """What became of the stage. Raises ObjectMissing where it has not ended, and Damaged."""
+    record = read_object(store, f"{key}/{stage}.json", status=str)
+    where = f"{store.uri}/{key}/{stage}.json"
+    if "artifact" in record:
+        check_fields(record, where, artifact=str, fingerprint=str, digest=str, seconds=float)
+    elif "seconds" in record:
+        check_fields(record, where, seconds=float)
+    return record
 
 
 def git_state() -> dict[str, Any] | None:

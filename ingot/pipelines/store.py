@@ -98,8 +98,15 @@ class LocalStore:
     def __repr__(self) -> str:
         return f"LocalStore({self.uri!r})"
 
+    def _path(self, key: str) -> Path:
+        """Where the object is. A key may have been read from a record that anybody wrote: raises StoreError
+        where it would lead out of the store."""
+        if key.startswith("/") or "\0" in key or ".." in key.split("/"):
+            raise StoreError(f"store {self.uri}: {key[:200]!a} is no key: it leads out of the store")
+        return self.root / key
+
     def create(self, key: str, data: bytes) -> bool:
-        path = self.root / key
+        path = self._path(key)
         temporary = path.parent / f".{uuid.uuid4().hex}.part"
         try:
             if path.exists():
@@ -127,7 +134,7 @@ class LocalStore:
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         try:
-            with open(self.root / key, "rb") as file:
+            with open(self._path(key), "rb") as file:
                 file.seek(start)
                 return file.read() if length is None else file.read(length)
         except (FileNotFoundError, NotADirectoryError):
@@ -136,7 +143,7 @@ class LocalStore:
             raise StoreError(f"store {self.uri}: can't read {key}: {error.strerror}") from error
 
     def exists(self, key: str) -> bool:
-        return (self.root / key).is_file()
+        return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[str]:
         def refuse(error: OSError) -> None:
@@ -147,7 +154,7 @@ class LocalStore:
                     f"store {self.uri}: can't list {error.filename}: {error.strerror}"
                 ) from error
 
-        folder = self.root / prefix.rpartition("/")[0]
+        folder = self._path(prefix.rpartition("/")[0] or ".")
         keys = []
         for directory, _, names in os.walk(folder, onerror=refuse):
             below = Path(directory).relative_to(self.root).as_posix()
@@ -159,7 +166,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         try:
-            (self.root / key).unlink()
+            self._path(key).unlink()
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:

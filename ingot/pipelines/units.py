@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 from ingot.errors import IngotError
 from ingot.pipelines import tasks
-from ingot.pipelines.artifact import Damaged, Piece, canonical_digest, entries_of
+from ingot.pipelines.artifact import Damaged, File, canonical_digest, entries_of
 from ingot.pipelines.cluster import home_of, refuse_elsewhere
+from ingot.pipelines.records import read_object
 from ingot.pipelines.runs import Attempt
 from ingot.pipelines.store import ObjectMissing, Store, open_store
 
@@ -106,8 +107,8 @@ class Workspace:
         done = {key.removeprefix(prefix).removesuffix(".json") for key in self.store.list(prefix)} & names
         self.progress.step(step, len(units))
         with ThreadPoolExecutor(8) as pool:
-            earlier = pool.map(lambda name: self.store.read(f"{prefix}{name}.json"), sorted(done))
-            records = {name: json.loads(body) for name, body in zip(sorted(done), earlier, strict=True)}
+            earlier = pool.map(lambda name: read_object(self.store, f"{prefix}{name}.json"), sorted(done))
+            records = dict(zip(sorted(done), earlier, strict=True))
             if self.doubted:
                 whole = pool.map(self._is_whole, list(records.values()))
                 for name in [name for name, there in zip(list(records), whole, strict=True) if not there]:
@@ -141,14 +142,14 @@ class Workspace:
 
     def _forget(self, key: str) -> bool:
         with suppress(ObjectMissing):
-            if not self._is_whole(json.loads(self.store.read(key))):
+            if not self._is_whole(read_object(self.store, key)):
                 self.store.delete(key)
                 return True
         return False
 
     def _is_whole(self, body: Any) -> bool:
         """Whether all objects that a record or a manifest names are there."""
-        pieces = [Piece(**piece) for entry in entries_of(body) for piece in entry["pieces"]]
+        pieces = [piece for entry in entries_of(body) for piece in File.from_json(entry).pieces]
         return all(self.store.exists(piece.key) for piece in pieces)
 
     def _run_tasks(
@@ -236,8 +237,7 @@ def _run_unit(
             result = dict(work(store, body))
             result["ran"] = {"host": platform.node(), "pid": os.getpid(), "seconds": time.time() - began}
             store.create(key, json.dumps(result).encode())
-        record: dict[str, Any] = json.loads(store.read(key))
-        return record
+        return read_object(store, key)
     except IngotError as error:
         # a person's error, not a fault of the machine: handed back whole, and not worth a retry
         where = f" (at {key})" if isinstance(error, Damaged) else ""

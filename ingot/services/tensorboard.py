@@ -7,13 +7,13 @@ then drop what they have of that step and later ones, which an attempt had taken
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot.pipelines.pipeline import TRAINING
+from ingot.pipelines.records import read_lines
 from ingot.pipelines.runs import artifact_keys, has_ended
 from ingot.pipelines.store import Store
 
@@ -64,7 +64,7 @@ def _write(store: Store, name: str, folder: Path, events: Callable[[Lines], Iter
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{Path(name).stem}.part"  # readers take every file with tfevents in its name
     writer = RecordWriter(str(part))
-    for event in events([json.loads(line) for line in store.read(name).splitlines()]):
+    for event in events(read_lines(store, name)):
         writer.write(event.SerializeToString())
     writer.close()
     part.replace(path)

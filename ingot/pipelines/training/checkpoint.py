@@ -15,19 +15,31 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Strict
 
 from ingot.errors import IngotError
 from ingot.model import TrainState
 from ingot.pipelines.artifact import Artifact, Damaged, File, commit, load, put_file, put_json
+from ingot.pipelines.records import damaged, parse_object, read_object
 from ingot.pipelines.store import ObjectMissing, Store, StoreError
 from ingot.pipelines.training.snapshot import Snapshot
 from ingot.pipelines.training.state import Part, make_room, named_state, part_of
 
 FORMAT = 1
+
+
+class _Stored(BaseModel):
+    """Where a tensor stands: its shape, and (file, first row, row after the last) of each of its parts."""
+
+    model_config = ConfigDict(strict=True)
+
+    shape: list[int]
+    dtype: str
+    rows: list[Annotated[tuple[str, int, int], Strict(False)]]  # JSON has lists
 
 
 @dataclass(frozen=True)
@@ -68,21 +80,53 @@ def load_checkpoint(
 
 
 def _fill(artifact: Artifact, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    state: dict[str, Any] = artifact.json("state.json")
+    state = _state_of(artifact)
     _refuse_another(artifact, state, model, optimizer)
+    known = {name for name, _ in model.named_parameters()}
+    for name in (*state["tensors"], *state["numbers"]):
+        if name.partition("/")[2] not in known:
+            raise _altered(artifact, "state.json", f"{name[:200]!a} is of no parameter of the model")
     tensors = make_room(model, optimizer, list(state["tensors"]), state["numbers"])
     needed: dict[str, list[tuple[str, Part, int, int, int]]] = {}
     for name, tensor in tensors.items():
         part = part_of(tensor)
+        missing = part.end - part.start
         for file, start, end in state["tensors"][name]["rows"]:
             first, last = max(start, part.start), min(end, part.end)
             if first < last:
                 needed.setdefault(file, []).append((name, part, start, first, last))
+                missing -= last - first
+        if missing:
+            raise _altered(artifact, "state.json", f"it has not every row of {name} once")
     for file, copies in sorted(needed.items()):
-        stored = safetensors.torch.load(artifact.read(file))
-        for name, part, start, first, last in copies:
-            part.local[first - part.start : last - part.start] = stored[name][first - start : last - start]
+        try:
+            stored = safetensors.torch.load(artifact.read(file))
+            for name, part, start, first, last in copies:
+                rows = stored[name][first - start : last - start]
+                place = part.local[first - part.start : last - part.start]
+                if (rows.shape, rows.dtype) != (place.shape, place.dtype):
+                    raise ValueError(f"{name} is not of the shape and type that state.json says")
+                place.copy_(rows)
+        except (safetensors.SafetensorError, KeyError, ValueError, IndexError) as error:
+            raise _altered(artifact, file, str(error)) from None
     return state
+
+
+def _altered(artifact: Artifact, file: str, why: str) -> Damaged:
+    return damaged(f"{artifact.store.uri}/{artifact.key}/{file}", why)
+
+
+def _state_of(artifact: Artifact) -> dict[str, Any]:
+    """The checkpoint's `state.json`. Raises Damaged where it is not what a CheckpointWriter writes."""
+    where = f"{artifact.store.uri}/{artifact.key}/state.json"
+    return parse_object(
+        artifact.read("state.json"),
+        where,
+        step=int,
+        optimizer_class=str,
+        tensors=dict[str, _Stored],
+        numbers=dict[str, float],
+    )
 
 
 def _refuse_another(
@@ -235,8 +279,8 @@ class CheckpointWriter:
         pause = 0.01
         while True:
             try:
-                record: dict[str, Any] = json.loads(self.store.read(self._record_key(step, f"{shard:05d}")))
-                return record
+                key = self._record_key(step, f"{shard:05d}")
+                return read_object(self.store, key, file=dict[str, Any], rows=dict[str, list[int]])
             except ObjectMissing:
                 # A worker that died or could not save ends the whole group, and this thread with it.
                 time.sleep(pause)
@@ -299,12 +343,13 @@ def _objects(store: Store, keys: list[str]) -> set[str]:
     objects: set[str] = set()
     for key in keys:
         try:
-            body = json.loads(store.read(key))
-            files = body["files"].values() if key.endswith("/manifest.json") else [body["file"]]
+            if key.endswith("/manifest.json"):
+                files = list(read_object(store, key, files=dict[str, Any])["files"].values())
+            else:
+                files = [read_object(store, key, file=dict[str, Any])["file"]]
             objects |= {piece.key for file in files for piece in File.from_json(file).pieces}
-        except ObjectMissing:  # a worker of an earlier attempt, not dead yet, was deleting too
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ObjectMissing, Damaged):
+            # deleted by a worker of an earlier attempt that was not dead yet, or altered
             continue
     return objects
 

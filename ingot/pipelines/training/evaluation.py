@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ingot.pipelines.artifact import Artifact, load
+from ingot.pipelines.records import read_object
 from ingot.pipelines.shards import ShardReader
 from ingot.pipelines.store import Store
 from ingot.pipelines.tokenizer import load_tokenizer
@@ -66,14 +67,13 @@ def evaluate(
 
 def read_evaluation(store: Store, key: str, step: int) -> dict[str, Any]:
     """What was measured after `step` steps. Raises ObjectMissing."""
-    line: dict[str, Any] = json.loads(store.read(_record(key, step)))
-    return line
+    return read_object(store, _record(key, step))
 
 
 def read_evaluations(store: Store, key: str) -> list[dict[str, Any]]:
     """The lines of all evaluations of the training at `key`, in the order of steps."""
     names = sorted(store.list(f"{key}/evaluation/"))
-    return [json.loads(store.read(name)) for name in names]
+    return [read_object(store, name) for name in names]
 
 
 def _record(key: str, step: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ingot.model.device import peak_flops, peak_memory
+from ingot.pipelines.records import read_object
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.log import read_log
 
@@ -92,8 +92,7 @@ class Figures:
 
 def began(store: Store, key: str) -> float:
     """When the first worker of the training's first attempt began, in seconds since 1970."""
-    first: dict[str, Any] = json.loads(store.read(f"{key}/attempts/000001/worker-00000.json"))
-    return float(first["at"])
+    return float(read_object(store, f"{key}/attempts/000001/worker-00000.json", at=float)["at"])
 
 
 def useful_seconds(lines: Iterable[Mapping[str, Any]]) -> float:

@@ -6,7 +6,6 @@ in the store, whether the group, the driver or the whole cluster was lost."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import File
 from ingot.pipelines.cluster import home_of
 from ingot.pipelines.pipeline import Outcome
+from ingot.pipelines.records import read_object
 from ingot.pipelines.sections import Training
 from ingot.pipelines.store import ObjectMissing
 from ingot.pipelines.training.job import Job
@@ -49,16 +49,17 @@ def train(workspace: Workspace, section: Training, job: Job) -> Outcome:
 
 def _trained(workspace: Workspace) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(workspace.store.read(f"{workspace.key}/trained.json"))
+        return read_object(
+            workspace.store, f"{workspace.key}/trained.json", files=dict[str, Any], metrics=dict[str, Any]
+        )
     except ObjectMissing:
         return None
-    return record
 
 
 def _facts(workspace: Workspace, attempt: int) -> dict[str, Any]:
     """Who trained in the last attempt, and at which step it began."""
     store, key = workspace.store, workspace.key
-    workers = [json.loads(store.read(name)) for name in store.list(f"{key}/attempts/{attempt:06d}/")]
+    workers = [read_object(store, name) for name in store.list(f"{key}/attempts/{attempt:06d}/")]
     chunks = list(store.list(f"{key}/log/{attempt:06d}-"))
     resumed = int(chunks[0].rpartition("-")[2].removesuffix(".jsonl")) if chunks else None
     return {"workers": workers, "resumed_from": resumed}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.pipelines.records import read_lines
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.dataset import Share
 from ingot.pipelines.training.group import Group
@@ -57,7 +58,6 @@ def read_log(store: Store, key: str) -> list[dict[str, Any]]:
     took, the last one's."""
     lines: dict[int, dict[str, Any]] = {}
     for name in chunks(store, key):
-        for text in store.read(name).splitlines():
-            line = json.loads(text)
+        for line in read_lines(store, name, step=int):
             lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]

@@ -7,7 +7,6 @@ are numbered through all sources, in the order of their names."""
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ingot.pipelines.artifact import File, load, read_file
+from ingot.pipelines.records import parse
 from ingot.pipelines.shards import ShardReader, Span
 from ingot.pipelines.store import Store
 from ingot.pipelines.training.dataset import Share, shares
@@ -39,7 +39,8 @@ class TokenDataset:
         of_source = np.array(reader.meta["sources"], str)
         plans = None
         if spec.get("plans") is not None:
-            plans = json.loads(read_file(store, File.from_json(spec["plans"]), "the list of plans"))
+            what = "the list of plans"
+            plans = parse(read_file(store, File.from_json(spec["plans"]), what), what)
         masked = spec.get("mask_documents", False)
 
         def rows_of(numbers: Sequence[int], what: str) -> RowSource:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ingot.errors import IngotError
 from ingot.model import Batch, TrainState, Transformer, train_step
-from ingot.pipelines.artifact import Damaged, load
+from ingot.pipelines.artifact import Damaged, commit, load, put_file
 from ingot.pipelines.runs import Fenced
 from ingot.pipelines.store import LocalStore, StoreError
 from ingot.pipelines.training.checkpoint import CheckpointWriter, Place, load_checkpoint, newest_step
@@ -239,3 +240,52 @@ def test_files_hold_tensors_alone(store: LocalStore) -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["__metadata__"] == {"checkpoint": f"{KEY} step 3 shard 0 of 1"}
     assert artifact.json("state.json")["data"] == {"next_step": 3}
+
+
+def alter_state(store: LocalStore, change: Any) -> None:
+    """The checkpoint with another `state.json`, whose manifest and digests are right."""
+    save(store, KEY, trained())
+    artifact = load(store, f"{KEY}/checkpoints/{STEP:08d}")
+    assert artifact is not None
+    changed = change(artifact.json("state.json"))
+    text = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
+    files = {**artifact.files, "state.json": put_file(store, text)}
+    store.delete(f"{artifact.key}/manifest.json")
+    commit(store, artifact.key, "checkpoint", artifact.fingerprint, files, {}, {})
+
+
+def with_rows(state: dict[str, Any], rows: Any) -> dict[str, Any]:
+    name = next(iter(state["tensors"]))
+    return {**state, "tensors": {**state["tensors"], name: {**state["tensors"][name], "rows": rows}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: b"[" * 50_000,
+        lambda state: b"{}",
+        lambda state: b"\xff",
+        lambda state: {**state, "tensors": []},
+        lambda state: {
+            **state,
+            "tensors": {**state["tensors"], "momentum/none": {"shape": [], "dtype": "x"}},
+        },
+        lambda state: {
+            **state,
+            "tensors": {**state["tensors"], "x/none": {"shape": [1], "dtype": "float32", "rows": []}},
+        },
+        lambda state: {**state, "numbers": {"step/none": 1.0}},
+        lambda state: {**state, "numbers": {"step": "x"}},
+        lambda state: {**state, "optimizer_class": None},
+        lambda state: with_rows(state, []),
+        lambda state: with_rows(state, [["rank-00000-of-00001.safetensors", 0, "9"]]),
+        lambda state: with_rows(state, [["../../x", 0, 10_000]]),
+        lambda state: with_rows(state, [["state.json", 0, 10_000]]),
+        lambda state: with_rows(state, [["rank-00000-of-00001.safetensors", 5, 10_000]]),
+        lambda state: with_rows(state, [["rank-00000-of-00001.safetensors", -5, 10_000]]),
+    ],
+)
+def test_a_state_that_ingot_did_not_write_is_damaged(store: LocalStore, change: Any) -> None:
+    alter_state(store, change)
+    with pytest.raises(Damaged, match=r"was altered|lists no file"):
+        loaded(store, KEY)
