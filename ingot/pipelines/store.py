@@ -8,23 +8,28 @@ folder it is a temporary file, fsync and `link`, which fails where the name exis
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines.patience import RATE, Limits, Moved, TooSlow, patiently
+from ingot.pipelines.s3_errors import explain, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 
 READ_TRIES = 4  # of an answer whose connection breaks midway
+BLOCK = 1 << 18  # bytes of an answer read at once
+_Result = TypeVar("_Result")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")  # what a killed writer leaves behind
 
@@ -75,10 +80,11 @@ class Store(Protocol):
         """The object's bytes. Raises StoreError where they are not those the inventory saw."""
 
 
-def open_store(uri: str) -> Store:
-    """The store behind `uri`: `s3://bucket/prefix`, or a folder, which is made on the first write."""
+def open_store(uri: str, seconds: float | None = None) -> Store:
+    """The store behind `uri`: `s3://bucket/prefix`, or a folder, which is made on the first write. An
+    operation on S3 may take `seconds`, by default $INGOT_STORE_SECONDS, else 120."""
     if uri.startswith("s3://"):
-        return S3Store(uri)
+        return S3Store(uri, seconds)
     if "://" in uri:
         raise UsageError(f"store {uri!r}: neither a folder nor s3://bucket/prefix")
     if not uri:
@@ -206,7 +212,9 @@ class S3Store:
 
     shared = True
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self.limits = Limits.of(seconds or _default_seconds())
         self.bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise UsageError(f"store {uri!r}: names no bucket; write s3://bucket/prefix")
@@ -222,7 +230,7 @@ class S3Store:
         return f"S3Store({self.uri!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return S3Store, (self.uri,)  # a client holds sockets and must not travel
+        return S3Store, (self.uri, self.seconds)  # a client holds sockets and must not travel
 
     @cached_property
     def client(self) -> S3Client:
@@ -233,9 +241,9 @@ class S3Store:
         config = Config(
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            retries={"max_attempts": 6, "mode": "standard"},
-            connect_timeout=10,
-            read_timeout=60,
+            retries={"max_attempts": self.limits.tries, "mode": "standard"},
+            connect_timeout=self.limits.connect,
+            read_timeout=self.limits.read,
             max_pool_connections=32,
         )
         return boto3.client("s3", config=config)
@@ -248,7 +256,7 @@ class S3Store:
 
         def conflict(error: BaseException) -> bool:
             # 409: another conditional write on this key is under way; only its end tells who won.
-            return isinstance(error, ClientError) and _status(error) == 409
+            return isinstance(error, ClientError) and status_of(error) == 409
 
         @retry(
             retry=retry_if_exception(conflict),
@@ -261,16 +269,13 @@ class S3Store:
             tries += 1
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*")
 
-        with self._explained("write", key):
-            try:
-                put()
-            except ClientError as error:
-                if _status(error) != 412:
-                    raise
-                if tries == 1 and not error.response["ResponseMetadata"].get("RetryAttempts"):
-                    return False
-                # A first try may have been stored although its answer was lost: what is there decides.
-                return self.read(key) == data
+        try:
+            self._call("write", key, put, size=len(data), expected=(412,))
+        except ClientError as error:
+            if tries == 1 and not error.response["ResponseMetadata"].get("RetryAttempts"):
+                return False
+            # A first try may have been stored although its answer was lost: what is there decides.
+            return self.read(key) == data
         return True
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
@@ -280,81 +285,140 @@ class S3Store:
             return b""
         end = "" if length is None else start + length - 1
         ranged = {} if start == 0 and length is None else {"Range": f"bytes={start}-{end}"}
-        with self._explained("read", key):
-            try:
-                return self._get(key, **ranged)
-            except ClientError as error:
-                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                    raise ObjectMissing(f"store {self.uri}: no object {key}") from None
-                if _status(error) == 416:  # a start at or past the end: no bytes, as in a file
-                    return b""
-                raise
+        try:
+            return self._get(key, **ranged)
+        except ClientError as error:
+            if status_of(error) == 416:  # a start at or past the end: no bytes, as in a file
+                return b""
+            raise ObjectMissing(f"store {self.uri}: no object {key}") from None
 
     def _get(self, key: str, **request: str) -> bytes:
         """The body of the answer, asked for again where the connection breaks midway: botocore repeats
         requests, but not the reading of what they bring."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-        for tries_left in reversed(range(READ_TRIES)):
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **request)  # type: ignore[arg-type]
-            try:
-                return answer["Body"].read()
-            except (HTTPClientError, IncompleteReadError):
-                if not tries_left:
-                    raise
-        raise AssertionError("READ_TRIES is at least 1")
+        moved = Moved()
+
+        def get() -> bytes:
+            for tries_left in reversed(range(READ_TRIES)):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **request)  # type: ignore[arg-type]
+                body = io.BytesIO()
+                try:
+                    while part := answer["Body"].read(BLOCK):
+                        body.write(part)
+                        moved.add(len(part))
+                    return body.getvalue()
+                except (HTTPClientError, IncompleteReadError):
+                    answer["Body"].close()
+                    if not tries_left:
+                        raise
+            raise AssertionError("READ_TRIES is at least 1")
+
+        return self._call("read", key, get, moved=moved, expected=(404, 412, 416))
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
 
-        with self._explained("look up", key):
+        def look() -> bool:
             try:
                 self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except ClientError as error:
-                if _status(error) == 404:
+                if status_of(error) == 404:
                     return False
+                if 300 <= status_of(error) < 500:
+                    # The answer to a HEAD has no body that could say what is wrong; that of a GET has one.
+                    self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range="bytes=0-0")
                 raise
-        return True
+            return True
+
+        return self._call("look up", key, look)
 
     def list(self, prefix: str) -> Iterator[str]:
-        with self._explained("list", prefix):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    yield entry["Key"].removeprefix(self.prefix)
+        for found in self._pages(prefix):
+            yield found["Key"].removeprefix(self.prefix)
+
+    def _pages(self, prefix: str) -> Iterator[Any]:
+        """What the answers to a listing say of each object; every page is an operation of its own."""
+        pages: Iterator[Any] | None = None
+
+        def next_page() -> Any:
+            nonlocal pages
+            if pages is None:
+                paginator = self.client.get_paginator("list_objects_v2")
+                pages = iter(paginator.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix))
+            return next(pages, None)
+
+        while (page := self._call("list", prefix, next_page)) is not None:
+            yield from page.get("Contents", [])
 
     def delete(self, key: str) -> None:
-        with self._explained("delete", key):
+        def delete() -> None:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
+        self._call("delete", key, delete)
+
     def inventory(self) -> Iterator[Entry]:
-        with self._explained("list", ""):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix
-            )
-            for page in pages:
-                for found in page.get("Contents", []):
-                    if not found["Key"].endswith("/"):  # what consoles make to stand for a folder
-                        yield Entry(found["Key"].removeprefix(self.prefix), found["Size"], found["ETag"])
+        for found in self._pages(""):
+            if not found["Key"].endswith("/"):  # what consoles make to stand for a folder
+                yield Entry(found["Key"].removeprefix(self.prefix), found["Size"], found["ETag"])
 
     def read_unchanged(self, entry: Entry) -> bytes:
         from botocore.exceptions import ClientError
 
-        with self._explained("read", entry.key):
-            try:
-                return self._get(entry.key, IfMatch=entry.content)
-            except ClientError as error:
-                if _status(error) not in (404, 412):
-                    raise
-                raise StoreError(
-                    f"{self.uri}/{entry.key} is not what it was when the run began; let it come to rest and "
-                    "run again"
-                ) from None
+        try:
+            return self._get(entry.key, IfMatch=entry.content)
+        except ClientError:
+            raise StoreError(
+                f"{self.uri}/{entry.key} is not what it was when the run began; let it come to rest and "
+                "run again"
+            ) from None
 
-    def _explained(self, verb: str, key: str) -> _Explained:
-        return _Explained(f"store {self.uri}: can't {verb} {key or 'it'}")
+    def _endpoint(self) -> str | None:
+        """The service's address, as far as it is known: a client may still be in the making."""
+        client = self.__dict__.get("client")
+        return client.meta.endpoint_url if client else None
+
+    def _call(
+        self,
+        verb: str,
+        key: str,
+        work: Callable[[], _Result],
+        size: int = 0,
+        moved: Moved | None = None,
+        expected: tuple[int, ...] = (),
+    ) -> _Result:
+        """What `work()` returns, within the limits and what moving `size` bytes takes. Raises ClientError
+        of these statuses, which say something of the object, and StoreError for all else that goes wrong."""
+        from botocore.exceptions import ClientError
+
+        what = f"store {self.uri}: can't {verb} {key or 'it'}"
+        at = self._endpoint() or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        try:
+            waited = f"the store {self.uri} at {at or 'AWS'}"
+            return patiently(work, waited, self.limits.whole + size / RATE, moved)
+        except TooSlow as error:
+            raise StoreError(
+                f"{what}: {self._endpoint() or at} gave {error}; check AWS_ENDPOINT_URL and the network, and "
+                "that the service is well; slow ones need a larger INGOT_STORE_SECONDS"
+            ) from error
+        except Exception as error:
+            code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
+            if code and code != "NoSuchBucket" and status_of(error) in expected:
+                raise
+            if (said := explain(error, self._endpoint())) is None:
+                raise
+            raise StoreError(f"{what}: {said}") from error
+
+
+def _default_seconds() -> float:
+    text = os.environ.get("INGOT_STORE_SECONDS") or "120"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"INGOT_STORE_SECONDS={text}: write a number of seconds above 0, such as 120")
+    return seconds
 
 
 def _sync_folder(path: Path) -> None:
@@ -363,38 +427,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-class _Explained:
-    """Turns what boto3 raises into a StoreError that says what to mend."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-        if isinstance(error, NoCredentialsError):
-            mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        elif isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchBucket":
-            mend = "make the bucket, or name one that exists"
-        elif isinstance(error, ClientError) and _status(error) in (401, 403):
-            mend = "check the credentials and their rights on this bucket"
-        elif isinstance(error, ClientError) and _status(error) == 501:
-            mend = "choose a service that knows conditional writes (If-None-Match)"
-        elif isinstance(error, ClientError) and _status(error) >= 500:
-            mend = "the service is not well: run again later"
-        elif isinstance(error, ClientError):
-            mend = "check the bucket, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
-        elif isinstance(error, BotoCoreError | ValueError):  # an endpoint that is no URL is a ValueError
-            mend = "check AWS_ENDPOINT_URL and the network"
-        else:
-            return
-        raise StoreError(f"{self.what}: {error}; {mend}") from error
-
-
-def _status(error: Any) -> int:
-    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

@@ -17,6 +17,7 @@ from ingot.errors import IngotError
 from ingot.pipelines.store import LocalStore, open_store
 from ingot.services.doctor.finding import Finding, finding, problem
 
+STORE_SECONDS = 15  # that one operation on the store may take
 LEAST_CORES = 2
 LEAST_MEMORY = 8_000_000_000  # bytes; the laptop's recipe takes most of it while it serves
 LEAST_DISK = 5_000_000_000  # bytes
@@ -80,7 +81,7 @@ def _store(uri: str) -> Iterator[Finding]:
     """Really writes: an S3 service that does not know conditional writes takes them for plain ones."""
     key = f"doctor/{uuid.uuid4().hex}"
     try:
-        store = open_store(uri)
+        store = open_store(uri, STORE_SECONDS)
         folder = store.root / "doctor" if isinstance(store, LocalStore) else None
         made = [path for path in (folder, *folder.parents) if not path.exists()] if folder else []
         first = store.create(key, b"first")

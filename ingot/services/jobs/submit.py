@@ -19,6 +19,7 @@ from ingot.pipelines.store import open_store
 from ingot.services.jobs.api import HERE, Job, Jobs, address_of
 from ingot.services.jobs.package import RECIPE, package
 
+STORE_SECONDS = 30  # that one look into the store may take
 # All of the environment that is sent. Ray kills a stopped driver after 3 s by default, which may be in the
 # middle of leaving the cluster and of keeping its last words.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
@@ -28,7 +29,7 @@ def submit(path: Path, settings: Sequence[str], until: str | None, to: str) -> t
     """The job of this run that is under way, or else a new one, and whether it is new. Raises IngotError."""
     recipe = load_recipe(path, settings)
     stages_of(recipe, until)
-    store = open_store(recipe.store)
+    store = open_store(recipe.store, STORE_SECONDS)
     to, host = address_of(to)
     if not store.shared and host not in HERE:
         raise UsageError(
