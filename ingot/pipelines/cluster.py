@@ -53,8 +53,8 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                     )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            said = str(error).splitlines()[0].rstrip(".")
+        except Exception as error:  # a start that times out is a plain Exception of Ray's
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise IngotError(f"Ray at {address or 'this machine'}: {said}; {mend}") from error
         quiet()
         refuse_unshared(store)

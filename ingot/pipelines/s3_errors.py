@@ -98,7 +98,7 @@ def _fix_of(error: Any) -> str:
     if status == 501:
         return "choose a service that supports conditional writes (If-None-Match)"
     if status >= 500:
-        return "the service is not well: run again later"
+        return "the service is not well: run again later, or check that AWS_ENDPOINT_URL is an S3 service's"
     return "check the bucket, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
 
 

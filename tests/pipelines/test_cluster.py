@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingot.pipelines.cluster import obituaries_aside
+from ingot.errors import IngotError
+from ingot.pipelines.cluster import cluster, obituaries_aside
+from ingot.pipelines.store import LocalStore
 
 
 def test_what_ray_prints_of_a_lost_node_goes_to_a_file(
@@ -26,3 +28,25 @@ def test_what_ray_prints_of_a_lost_node_goes_to_a_file(
 
 def test_ray_prints_it_in_a_thread_of_that_name(ray_local: None) -> None:
     assert "ray_listen_error_messages" in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Exception("The current node timed out during startup.\nMore."), TimeoutError(""), RuntimeError("\n")],
+)
+def test_a_ray_that_does_not_start_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(IngotError, match=r"^Ray at this machine: .+; check RAY_ADDRESS") as caught,
+        cluster(LocalStore(str(tmp_path))),
+    ):
+        pass
+    assert "\n" not in str(caught.value)

@@ -1,8 +1,9 @@
 """Ray's Jobs API as Ingot uses it: the jobs of a cluster, their output as it is printed, their end.
 
-This is the one file that knows Ray's private parts here: the header that carries the token, and the
-dashboard's stream of a log file (what the Jobs API itself offers for following, `tail_job_logs`, shows a
-line up to three seconds late in Ray 2.60)."""
+This is the one file that knows Ray's private parts here: the header that carries the token, the client's
+`_do_request`, which takes a timeout that no public call passes on, and the dashboard's stream of a log file
+(what the Jobs API itself offers for following, `tail_job_logs`, shows a line up to three seconds late in Ray
+2.60)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import codecs
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +22,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines.patience import say_waiting
 
 ANSWER_SECONDS = 10  # that a dashboard may take to answer
+CHANGE_SECONDS = 60  # that it may take to answer what submits or stops
 POLL_SECONDS = 0.5
 STREAM_SECONDS = 1.0  # between two looks of Ray's into a log file
 SILENCE_SECONDS = 2.0  # of a log, after which it is asked whether the job has ended
 PATIENCE_SECONDS = 60  # without an answer, until following ends
 STOP_SECONDS = 60  # that a job may take to end
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]{0,40}$")
 HERE = ("127.0.0.1", "localhost", "::1")
 MEND_TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
 
@@ -50,6 +55,10 @@ class Job:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
+class JobForgotten(IngotError):
+    """The cluster answers, but knows no such job."""
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at `to`, http://HOST:PORT. Raises UsageError for another
     address and IngotError where no dashboard answers there within `seconds`, or refuses the token."""
@@ -69,6 +78,18 @@ class Jobs:
             self.headers: dict[str, str] = get_auth_headers_if_auth_enabled({})
             self._refuse_what_is_not_ray()
             self.client = JobSubmissionClient(self.to)
+            self._limit_calls()
+
+    def _limit_calls(self) -> None:
+        """Gives every request of Ray's client a limit: it has none of its own, and a dashboard that accepts
+        and is silent would hold it for ever. What changes something may take longer than what asks."""
+        ask = self.client._do_request
+
+        def limited(method: str, *words: Any, **options: Any) -> Any:
+            wait = self.seconds if method == "GET" else CHANGE_SECONDS
+            return ask(method, *words, timeout=(self.seconds, wait), **options)
+
+        self.client._do_request = limited
 
     def list(self) -> list[Job]:
         """Those that `ingot submit` sent, the newest last."""
@@ -91,7 +112,15 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         """The job of this id. Raises IngotError where it is not Ingot's."""
         with self._explained():
-            job = _job(self.client.get_job_info(job_id))
+            try:
+                job = _job(self.client.get_job_info(job_id))
+            except RuntimeError as error:
+                if "status code 404" not in str(error):
+                    raise
+                raise JobForgotten(
+                    f"{self.to}: the cluster does not know job {job_id}: a head that was restarted forgets "
+                    "its jobs; what they committed stays in the store: submit the run again to go on from it"
+                ) from error
         if job is None:
             raise IngotError(f"{self.to}: job {job_id} was not sent by ingot submit; name the run otherwise")
         return job
@@ -145,15 +174,27 @@ class Jobs:
 
     def _get_patiently(self, job_id: str) -> Job:
         """A connection that breaks for a moment is no reason to stop following."""
-        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
+        began = time.monotonic()
         tries = Retrying(
-            retry=retry_if_exception_type(IngotError),
+            retry=retry_if_exception(
+                lambda error: isinstance(error, IngotError) and not isinstance(error, JobForgotten)
+            ),
             stop=stop_after_delay(PATIENCE_SECONDS),
             wait=wait_fixed(2),
+            before_sleep=lambda _: say_waiting(f"the dashboard {self.to}", time.monotonic() - began),
             reraise=True,
         )
-        return tries(self.get, job_id)
+        try:
+            return tries(self.get, job_id)
+        except JobForgotten:
+            raise
+        except IngotError as error:
+            raise IngotError(
+                f"{job_id}: its cluster has not answered for {PATIENCE_SECONDS} s ({error}); what it "
+                f"committed stays in the store; see: ingot jobs logs {job_id} --to {self.to}"
+            ) from error
 
     def _stream(self, job: Job, skip: int) -> Iterator[bytes]:
         """The job's log after `skip` bytes, as it grows, until the job has ended or the stream breaks."""
@@ -203,8 +244,10 @@ class Jobs:
         if answer.status_code in (401, 403):
             raise IngotError(_refusal(self.to, missing=answer.status_code == 401))
         try:
-            answer.json()["ray_version"]
-        except (ValueError, KeyError, TypeError):
+            version = answer.json()["ray_version"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            version = None
+        if not isinstance(version, str) or not _VERSION.match(version):  # Ray's client would fail on another
             raise IngotError(
                 f"{self.to}: something answers, but it is no Ray dashboard; check --to: its port is "
                 "8265 by default"
