@@ -13,8 +13,8 @@ $(VENV)/installed: requirements/torch-cpu.txt requirements/cpu.txt requirements/
 	  { echo "Ingot needs Python 3.11; name one with: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Installing the pinned requirements into $(VENV) (4 GB, some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --no-deps --retries 1 --requirement requirements/torch-cpu.txt
-	@$(PIP) install --no-deps --requirement requirements/cpu.txt --requirement requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes --retries 1 --requirement requirements/torch-cpu.txt
+	@$(PIP) install --no-deps --require-hashes --requirement requirements/cpu.txt --requirement requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -29,7 +29,8 @@ def python_of(name: str) -> Path:
     if stamp.exists() and stamp.read_text() == pins:
         return python
     print(f"{name}: installing its pinned list into {folder.relative_to(ROOT)}, once", flush=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--requirement"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1"]
+    install += ["--require-hashes", "--requirement"]
     commands = [
         [sys.executable, "-m", "venv", "--clear", str(folder)],
         [*install, str(requirements / "peers" / f"{name}.txt")],
@@ -50,7 +51,7 @@ def pinned(*names: str) -> dict[str, str]:
     found = {}
     for name in names:
         lines = (ROOT / "requirements" / "peers" / f"{name}.txt").read_text().splitlines()
-        [found[name]] = (line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
+        [found[name]] = (line.partition("==")[2].split()[0] for line in lines if line.startswith(f"{name}=="))
     return found
 
 

@@ -10,8 +10,8 @@ WORKDIR /home/ingot
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 COPY requirements/torch-cpu.txt requirements/cpu.txt requirements/
-RUN pip install --no-deps --requirement requirements/torch-cpu.txt \
- && pip install --no-deps --requirement requirements/cpu.txt
+RUN pip install --no-deps --require-hashes --requirement requirements/torch-cpu.txt \
+ && pip install --no-deps --require-hashes --requirement requirements/cpu.txt
 
 COPY pyproject.toml README.md LICENSE source/
 COPY ingot source/ingot

@@ -12,7 +12,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 COPY requirements/gpu.txt requirements/
-RUN pip install --no-deps --requirement requirements/gpu.txt
+RUN pip install --no-deps --require-hashes --requirement requirements/gpu.txt
 
 COPY pyproject.toml README.md LICENSE source/
 COPY ingot source/ingot

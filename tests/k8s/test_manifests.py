@@ -248,6 +248,7 @@ def test_an_image_is_pinned_and_nobodys_root(kind):
     installs = re.findall(r"pip install[^&]*", "\n".join(lines))
     assert all("--no-deps" in install for install in installs)
     assert any(f"requirements/{kind}.txt" in install for install in installs)
+    assert all("--require-hashes" in install for install in installs if "requirements/" in install)
 
 
 def test_an_overlay_names_the_image_that_its_file_makes():
