@@ -21,7 +21,8 @@ import yaml
 
 import ingot
 from ingot.errors import IngotError, UsageError
-from ingot.pipelines.recipe import load_recipe
+from ingot.pipelines.recipe import Recipe, load_recipe
+from ingot.pipelines.sections import Files
 from ingot.services.capacity import groups_of, misfits, recipe_asks
 
 MOUNTED = "/etc/ingot"
@@ -43,13 +44,15 @@ def render(
 ) -> str:
     """The ConfigMap and the RayJob of one attempt at a run, in YAML. `overlay` is one of k8s/overlays, or a
     folder of one's own that brings a RayJob; without `store` the pods' INGOT_STORE is meant, without `image`
-    the overlay's. Raises UsageError for a wrong recipe, one that no group can hold, or a store on a disk;
-    IngotError without kubectl."""
+    the overlay's. Raises UsageError for a wrong recipe, one that no group can hold, or a store or a source on
+    a disk; IngotError without kubectl."""
     recipe = load_recipe(recipe_path, [*settings, *([f"name={json.dumps(name)}"] if name else [])])
     if store is not None and not store.startswith("s3://"):
         raise UsageError(
             f"store {store}: a cluster's pods share no disk; name one with --store s3://bucket/prefix"
         )
+    if local := _local_places(recipe, store):
+        raise UsageError("\n".join(f"{recipe_path}: {line}" for line in local))
     job = _job_of(overlay)
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     if wrong := misfits(recipe_asks(recipe, until), groups_of(job["metadata"], cluster)):
@@ -157,8 +160,42 @@ def _submit(
         core.create_namespaced_config_map(namespace, recipe)
     except client.ApiException as error:
         if error.status != 409:
+            if created:  # without its recipe it would hold machines and wait for ever
+                _withdraw(jobs, place, owner["name"])
             raise
     return Submitted(owner["name"], namespace, created)
+
+
+def _withdraw(jobs: Any, place: dict[str, str], name: str) -> None:
+    """Deletes a RayJob that was just created. Raises IngotError where that is refused too."""
+    from kubernetes import client
+
+    try:
+        jobs.delete_namespaced_custom_object(**place, name=name)
+    except client.ApiException as error:
+        if error.status != 404:
+            namespace = place["namespace"]
+            raise IngotError(
+                f"Kubernetes, namespace {namespace}: RayJob {name} was created, but its ConfigMap with the "
+                f"recipe was refused, and so was the deletion of the RayJob ({error.status} {error.reason}); "
+                f"delete it with: kubectl delete rayjob {name} --namespace {namespace}"
+            ) from None
+
+
+def _local_places(recipe: Recipe, store: str | None) -> list[str]:
+    """A message for each place of the recipe on the disk of the machine that submits. Pods have their own
+    disks. Without a store in the recipe or the options the pods' INGOT_STORE is used."""
+    wrong = [
+        f"corpus.sources.{index}.path: {source.path}: the cluster's pods don't see this machine's disk; copy "
+        "the files to a bucket and name it as s3://bucket/prefix"
+        for index, source in enumerate(recipe.corpus.sources)
+        if isinstance(source, Files) and not source.path.startswith("s3://")
+    ]
+    if store is None and "store" in recipe.model_fields_set and not recipe.store.startswith("s3://"):
+        wrong.append(
+            f"store: {recipe.store}: a cluster's pods share no disk; name one with --store s3://bucket/prefix"
+        )
+    return wrong
 
 
 def _attempt(job: dict[str, Any]) -> int:

@@ -119,6 +119,18 @@ def test_an_overlay_of_ones_own_gives_its_job(tmp_path):
             r"base-1b\.yaml: pretrain\.workers: 8 × 8 CPU and 1 GPU fit no group .*train: 2 ×",
         ),
         ({"recipe_path": TINY, "store": "/tmp/store"}, "share no disk; name one with --store s3://"),
+        (
+            {"recipe_path": TINY, "settings": ["store=/tmp/store"]},
+            "tiny.yaml: store: /tmp/store: a cluster's",
+        ),
+        (
+            {
+                "recipe_path": BASE,
+                "overlay": "gpu",
+                "settings": ["corpus.sources=[{source: files, name: web, path: web}]"],
+            },
+            r"base-1b\.yaml: corpus\.sources\.0\.path: web: the cluster's pods don't see this machine's disk",
+        ),
         ({"recipe_path": TINY, "overlay": "tpu"}, "overlay tpu: neither one of cpu, gpu nor a folder"),
         ({"recipe_path": TINY, "settings": ["sft.steps=0"]}, r"--set sft\.steps=0: sft\.steps: "),
         ({"recipe_path": TINY, "until": "serve"}, "--until serve: the recipe's stages are"),
@@ -200,6 +212,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def do_DELETE(self):
+        self.server.objects.pop(self.path.partition("?")[0])
+        self.answer(200, {"kind": "Status", "status": "Success"})
+
     def handle_call(self):
         length = int(self.headers.get("content-length", 0))
         body = json.loads(self.rfile.read(length)) if length else None
@@ -216,6 +232,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             if body is not None:
                 name = f"{path}/{body['metadata']['name']}"
+                if found[2] in self.server.forbidden:
+                    return self.answer(403, {"kind": "Status", "reason": "Forbidden"})
                 if name in self.server.objects:
                     return self.answer(409, {"kind": "Status", "reason": "AlreadyExists"})
                 body["metadata"]["uid"] = f"uid-{len(self.server.objects)}"
@@ -349,6 +367,20 @@ def test_a_recipe_that_a_killed_submission_left_out_is_brought(server):
     del server.objects[path]
     assert apply(TINY, "my-run").created is False
     assert server.names("configmaps") == ["my-run-1"]
+
+
+def test_a_job_whose_recipe_is_refused_is_not_left_behind(server):
+    server.forbidden = {"configmaps"}
+    with pytest.raises(IngotError, match="namespace ingot: 403 Forbidden"):
+        apply(TINY, "my-run")
+    assert server.objects == {}
+    server.forbidden = set()
+    assert apply(TINY, "my-run").created
+    server.objects = {name: body for name, body in server.objects.items() if "rayjobs" in name}
+    server.forbidden = {"configmaps"}
+    with pytest.raises(IngotError, match="403"):
+        apply(TINY, "my-run")
+    assert server.names("rayjobs") == ["my-run-1"]  # another submission's
 
 
 def test_submissions_at_once_make_one_job(server):
