@@ -22,5 +22,9 @@ RUN pip install --no-deps --no-build-isolation ./source \
  && rm -rf source \
  && chown ingot:ingot .
 
+# The user 1000 can't write __pycache__, and the image comes without those of the standard library: each start of
+# Ray would compile its modules again, in more time and memory. Some packages carry templates that are no Python.
+RUN python -m compileall -q -j 0 /usr/local/lib/python3.11 || true
+
 # By number, so that Kubernetes can see that it is not root.
 USER 1000:1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,7 +91,10 @@ def test_pods_keep_the_restricted_standard_and_have_time_to_leave(documents):
             for container in spec["containers"]:
                 _restricted(container["securityContext"])
                 resources = container["resources"]
-                assert resources["requests"] == resources["limits"]
+                requests = {
+                    name: much for name, much in resources["requests"].items() if "storage" not in name
+                }
+                assert requests == resources["limits"]
             env = {variable["name"]: variable.get("value") for variable in spec["containers"][0]["env"]}
             drain = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
             assert spec["terminationGracePeriodSeconds"] >= drain + 30
@@ -144,8 +148,11 @@ def test_disruption_budgets_count_pods_by_our_labels(documents):
 # --- who reaches whom
 
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+INGRESS = {"app.kubernetes.io/name": "ingress-nginx"}
 CLIENT = {"ingot/client": "true"}
 STRANGER = {"app": "stranger"}
+OWN = "kubernetes.io/metadata.name"
 
 
 def pod_of(group, of="ingot-serve"):
@@ -153,15 +160,19 @@ def pod_of(group, of="ingot-serve"):
 
 
 def selected(selector, labels):
-    kept = {"In": lambda value, values: value in values}
+    kept = {
+        "In": lambda value, values: value in values,
+        "NotIn": lambda value, values: value not in values,
+    }
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
         kept[each["operator"]](labels.get(each["key"]), each["values"])
         for each in selector.get("matchExpressions", [])
     )
 
 
-def admits(documents, direction, own, other, port, other_is_outside):
-    """Whether the policies of a pod with the labels `own` let `other` through. Policies add up."""
+def admits(documents, direction, own, other, port, namespace=None):
+    """Whether the policies of a pod with the labels `own` let `other` through, which is in the namespace with
+    the labels `namespace`, or in the same. Policies add up."""
     applying = [
         policy["spec"]
         for policy in of_kind(documents, "NetworkPolicy")
@@ -174,32 +185,91 @@ def admits(documents, direction, own, other, port, other_is_outside):
             if "ports" in rule and port not in [each["port"] for each in rule["ports"]]:
                 continue
             for peer in rule[peers]:
-                near = "namespaceSelector" in peer or not other_is_outside
+                near = namespace is None
+                if "namespaceSelector" in peer:
+                    near = selected(peer["namespaceSelector"], namespace or {OWN: "ingot"})
                 if "podSelector" in peer and near and selected(peer["podSelector"], other):
                     return True
     return False
 
 
-@pytest.mark.parametrize("port", [8265, 6379, 10001, 8000, 22222])
+@pytest.mark.parametrize("port", [8265, 6379, 10001, 8000, 8080, 22222])
 @pytest.mark.parametrize("group", GROUPS)
 def test_who_reaches_a_pod_from_outside(documents, group, port):
-    def reach(labels):
-        return admits(documents, "Ingress", pod_of(group), labels, port, other_is_outside=True)
+    def reach(labels, name, **more):
+        return admits(documents, "Ingress", pod_of(group), labels, port, {OWN: name, **more})
 
-    assert reach(OPERATOR) == (port in (8265, 8000))
-    assert reach(CLIENT) == (port == 8000)
-    assert not reach(STRANGER)
-    assert not reach(pod_of("head"))  # the same labels in another namespace
+    assert reach(OPERATOR, "kuberay-operator") == (port in (8265, 8000))
+    assert reach(PROMETHEUS, "monitoring") == (port == 8080)
+    assert reach(INGRESS, "ingress-nginx") == (port == 8000)
+    assert reach(CLIENT, "apps", **{"ingot/clients": "true"}) == (port == 8000)
+    # a label of a pod, which anybody may give, counts in the namespaces that are named alone
+    for labels in (OPERATOR, PROMETHEUS, INGRESS, CLIENT, STRANGER, pod_of("head")):
+        assert not reach(labels, "apps")
+    assert admits(documents, "Ingress", pod_of(group), CLIENT, port) == (port == 8000)
 
 
 def test_pods_of_ray_reach_each_other_and_strangers_in_the_namespace_do_not(documents):
     for group in GROUPS:
         for other in GROUPS:
             for direction in ("Ingress", "Egress"):
-                assert admits(documents, direction, pod_of(group), pod_of(other), 22222, False)
-        assert not admits(documents, "Ingress", pod_of(group), STRANGER, 8265, False)
-        assert not admits(documents, "Ingress", pod_of(group, of="ingot-run"), CLIENT, 8000, True)
-        assert not admits(documents, "Egress", pod_of(group), STRANGER, 443, False)
+                for of in ("ingot-serve", "my-run-1", "ingot"):
+                    assert admits(documents, direction, pod_of(group, of), pod_of(other, of), 22222)
+                for of, another in (("ingot-serve", "my-run-1"), ("my-run-1", "ingot-serve")):
+                    for port in (8000, 8265, 22222):
+                        assert not admits(
+                            documents, direction, pod_of(group, of), pod_of(other, another), port
+                        )
+        assert not admits(documents, "Ingress", pod_of(group), STRANGER, 8265)
+        assert not admits(documents, "Ingress", pod_of(group, of="ingot-run"), CLIENT, 8000)
+        assert not admits(documents, "Egress", pod_of(group), STRANGER, 443)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "labels", "port"),
+    [
+        ("kube-system", {"k8s-app": "kube-dns"}, 53),
+        ("kube-system", {"app.kubernetes.io/name": "coredns", "k8s-app": "coredns"}, 53),
+        ("openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}, 5353),
+    ],
+)
+def test_names_are_resolved(documents, namespace, labels, port):
+    assert admits(documents, "Egress", pod_of("data"), labels, port, {OWN: namespace})
+    assert not admits(documents, "Egress", pod_of("data"), labels, port, {OWN: "apps"})
+
+
+def test_the_other_part_has_no_pods_whatever_the_groups_begin_with(tmp_path):
+    """An overlay that keeps a machine of each group, and one of them running."""
+    tree = shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    (tree / "overlays" / "mine").mkdir()
+    patches = [
+        {"op": "add", "path": f"/spec/workerGroupSpecs/{index}/{field}", "value": 1}
+        for index in range(3)
+        for field in ("minReplicas", "replicas")
+    ]
+    patch = {"target": {"kind": "RayCluster"}, "patch": yaml.safe_dump(patches)}
+    component = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component", "patches": [patch]}
+    (tree / "components" / "mine").mkdir()
+    (tree / "components" / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(component))
+    overlay = {"resources": ["../cpu"], "components": ["../../components/mine", "../../components/same-pods"]}
+    (tree / "overlays" / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    for document, cluster in clusters(kustomize(tree / "overlays" / "mine")):
+        own = {"RayJob": ["data", "train"], "RayService": ["serve"]}.get(document["kind"], GROUPS)
+        for group in cluster["workerGroupSpecs"]:
+            numbers = [group[field] for field in ("minReplicas", "replicas")]
+            assert numbers == ([1, 1] if group["groupName"] in own else [0, 0])
+            assert (group["maxReplicas"] > 0) == (group["groupName"] in own)
+
+
+def test_a_head_is_not_evicted_for_a_smaller_cluster_and_disk_is_asked_for(documents):
+    for _, cluster in clusters(documents):
+        head, *_ = pods(cluster)
+        evict = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+        assert head["metadata"]["annotations"] == {evict: "false"}
+        for pod in pods(cluster):
+            assert pod["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"]
+    for job in of_kind(documents, "RayJob"):
+        assert job["spec"]["preRunningDeadlineSeconds"] > 0
 
 
 def test_nothing_outside_is_reached_but_the_store_and_kubernetes(documents):
@@ -211,7 +281,12 @@ def test_nothing_outside_is_reached_but_the_store_and_kubernetes(documents):
                 if block["cidr"] == cache_of_names:
                     assert ports == {53}
                     continue
-                assert block["except"] == ["169.254.0.0/16"]  # the machine's metadata, with its credentials
+                # the machine's metadata, with its credentials
+                metadata = {
+                    "0.0.0.0/0": ["169.254.0.0/16"],
+                    "::/0": ["fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128"],
+                }
+                assert block["except"] == metadata[block["cidr"]]
                 assert ports <= {443, 6443, 8443}
     [everything] = [p for p in of_kind(documents, "NetworkPolicy") if p["metadata"]["name"] == "deny-all"]
     assert everything["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
