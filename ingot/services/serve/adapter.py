@@ -5,15 +5,15 @@ there and not in front of a client. Importing this module takes many seconds: on
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
-from jinja2 import TemplateError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from vllm.config.structured_outputs import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -32,13 +32,17 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from ingot.services.serve.grammars import GrammarChecker
+from ingot.services.serve.limits import LOGPROBS, Bounds, Refused, check_chat, check_completion
+from ingot.services.serve.prompts import PromptEncoder
 from ingot.services.serve.settings import ServedModel
 
-__all__ = ["REFUSALS", "Answer", "ChatCompletionRequest", "CompletionRequest", "Engine", "Refused", "refusal"]
+__all__ = ["REFUSALS", "Answer", "Engine", "refusal"]
 
 Answer = BaseModel | AsyncGenerator[str, None]  # a whole answer, or the lines of a stream of events
 
 BLOCK = 128  # tokens in a block of the key-value cache on CPU
+FAILED = 'data: {"error"'  # how an event begins that tells of a failure
 CACHE_BYTES = 4 << 30  # at most, on CPU
 
 
@@ -62,13 +66,21 @@ class Engine:
         models = OpenAIServingModels(
             self.model, [BaseModelPath(name, str(folder)) for name in served.names], lora_modules=None
         )
-        renderer = OnlineRenderer(
+        self._encoder = PromptEncoder((folder / "tokenizer.json").read_text())
+        self._grammars = GrammarChecker(folder / "tokenizer.json")
+        self.bounds = Bounds(
+            vocabulary=min(self._encoder.vocabulary, config.model_config.get_vocab_size()),
+            context=self.context,
+            token_bytes=int(self._encoder.token_bytes.max()),
+        )
+        renderer = _TrainedIds(
             self.model.model_config,
             self.model.renderer,
             request_logger=None,
             chat_template=None,
             chat_template_content_format="auto",
         )
+        renderer.encoder = self._encoder
         self._completion = OpenAIServingCompletion(
             self.model, models, online_renderer=renderer, request_logger=None
         )
@@ -82,33 +94,58 @@ class Engine:
             chat_template_content_format="auto",
         )
 
-    async def complete(self, request: CompletionRequest, http: Request | None = None) -> Answer:
-        """Answers a completion. What it raises of REFUSALS is the client's fault."""
-        return _answer(await self._completion.create_completion(request, http))
+    async def complete(self, body: dict[str, Any]) -> Answer:
+        """Answers a completion, its body as `parse_body` gives it. What it raises of REFUSALS is the client's
+        fault."""
+        checked = check_completion(body, self.bounds)
+        await self._check_grammar(checked)
+        checked["prompt"] = await asyncio.to_thread(self._prompt_ids, checked["prompt"])
+        return await _answer(
+            await self._completion.create_completion(CompletionRequest.model_validate(checked), None)
+        )
 
-    async def chat(self, request: ChatCompletionRequest, http: Request | None = None) -> Answer:
-        """Answers a chat completion. What it raises of REFUSALS is the client's fault."""
-        return _answer(await self._chat.create_chat_completion(request, http))
+    async def chat(self, body: dict[str, Any]) -> Answer:
+        """Answers a chat completion, its body as `parse_body` gives it. What it raises of REFUSALS is the
+        client's fault."""
+        checked = check_chat(body, self.bounds)
+        await self._check_grammar(checked)
+        request = ChatCompletionRequest.model_validate(checked)
+        return await _answer(await self._chat.create_chat_completion(request, None))
+
+    async def _check_grammar(self, checked: dict[str, Any]) -> None:
+        if "structured_outputs" in checked:
+            await self._grammars.check(checked["structured_outputs"])
+
+    def _prompt_ids(self, prompts: list[str | list[int]]) -> list[list[int]]:
+        encoded = iter(self._encoder.encode_batch([each for each in prompts if isinstance(each, str)]))
+        return [next(encoded) if isinstance(each, str) else each for each in prompts]
 
     async def check_health(self) -> None:
         """Raises where the engine is dead."""
         await self.model.check_health()
 
     def shutdown(self) -> None:
+        self._grammars.close()
         self.model.shutdown()
 
 
-class Refused(Exception):
-    """A request was refused; the message is meant for the client, the code for programs."""
+class _TrainedIds(OnlineRenderer):
+    """Gives the engine a conversation in the ids of training, where vLLM would render a text and read the
+    special tokens that a user typed as control tokens."""
 
-    def __init__(
-        self, status: int, message: str, parameter: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.parameter = parameter
-        self.code = code
+    encoder: PromptEncoder
+
+    async def render_chat(
+        self, request: ChatCompletionRequest, *, skip_mm_cache: bool = False
+    ) -> tuple[list[Any], list[Any]]:
+        ids = await asyncio.to_thread(
+            self.encoder.chat,
+            request.messages,
+            answer=request.add_generation_prompt,
+            open_end=request.continue_final_message,
+        )
+        inputs = await self.preprocess_completion(request, prompt_input=ids, prompt_embeds=None)
+        return list(request.messages), inputs
 
 
 def _start_quickly() -> None:
@@ -133,6 +170,10 @@ def engine_arguments(folder: Path, served: ServedModel) -> AsyncEngineArgs:
         "enable_log_requests": False,
         "disable_log_stats": True,
         "seed": 0,
+        "max_logprobs": LOGPROBS,
+        # One for all requests: with "auto" the first structured request decides, and later ones that need
+        # another fail. This one takes schemas, regular expressions and grammars, and compiles lazily.
+        "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
     }
     if options.gpus:
         return AsyncEngineArgs(
@@ -173,18 +214,42 @@ def refusal(error: Exception) -> Refused | None:
         if parameter in ("input_text", "input_tokens"):  # vLLM's own words for a prompt that is too long
             return Refused(400, message, code="context_length_exceeded")
         return Refused(400, message, parameter)
-    if isinstance(error.__cause__, TemplateError):
-        return Refused(400, str(error), "messages")  # what the chat template says itself
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else None
+        message = first["msg"].removeprefix("Value error, ")
+        return Refused(400, f"{field}: {message}" if field else message, field)
     return None
 
 
 REFUSALS = (Refused, GracefulHTTPError, VLLMClientError, ValueError)
 
 
-def _answer(answer: Answer | ErrorResponse) -> Answer:
-    if not isinstance(answer, ErrorResponse):
+async def _answer(answer: Answer | ErrorResponse) -> Answer:
+    """The answer, of a stream only when its first event is there: a request that fails before has a status
+    of its own."""
+    if isinstance(answer, ErrorResponse):
+        raise _failure(answer.model_dump()["error"])
+    if isinstance(answer, BaseModel):
         return answer
-    if answer.error.code >= 500:
-        raise RuntimeError(answer.error.message)
-    code = "model_not_found" if answer.error.code == 404 else None
-    raise Refused(int(answer.error.code), answer.error.message, answer.error.param, code)
+    first = await anext(answer)
+    if first.startswith(FAILED):
+        await answer.aclose()
+        raise _failure(json.loads(first.removeprefix("data: "))["error"])
+    return _with_first(first, answer)
+
+
+async def _with_first(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        await rest.aclose()
+
+
+def _failure(error: dict[str, Any]) -> Exception:
+    if error["code"] >= 500:
+        return RuntimeError(error["message"])
+    code = "model_not_found" if error["code"] == 404 else None
+    return Refused(int(error["code"]), error["message"], error["param"], code)

@@ -11,20 +11,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ingot.services.serve.adapter import (
-    REFUSALS,
-    Answer,
-    ChatCompletionRequest,
-    CompletionRequest,
-    Engine,
-    Refused,
-    refusal,
-)
+from ingot.services.serve.adapter import FAILED, REFUSALS, Answer, Engine, refusal
+from ingot.services.serve.limits import BODY_BYTES, NAME_CHARACTERS, Refused, parse_body
 from ingot.services.serve.settings import ServedModel
 
 if TYPE_CHECKING:
@@ -41,7 +33,6 @@ def build_api(engine: Engine, served: ServedModel) -> FastAPI:
     app.add_middleware(NothingEscapes)
     for kind in REFUSALS:
         app.add_exception_handler(kind, _refused)
-    app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _no_such_route)
     cards = {
         name: {"id": name, "object": "model", "created": served.created, "owned_by": "ingot"}
@@ -67,14 +58,20 @@ def build_api(engine: Engine, served: ServedModel) -> FastAPI:
         return cards[name]
 
     @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, http: Request) -> Response:
-        return _respond(await engine.complete(body, http))
+    async def completions(http: Request) -> Response:
+        return _respond(await engine.complete(named(parse_body(await read_body(http)))))
 
     @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatCompletionRequest, http: Request) -> Response:
-        if not body.messages:
-            raise Refused(400, "messages: is empty", "messages")
-        return _respond(await engine.chat(body, http))
+    async def chat_completions(http: Request) -> Response:
+        return _respond(await engine.chat(named(parse_body(await read_body(http)))))
+
+    def named(body: dict[str, Any]) -> dict[str, Any]:
+        """The body, whose model must be one that is served."""
+        model = body.get("model")
+        if isinstance(model, str) and model not in cards:
+            shown = model if len(model) <= NAME_CHARACTERS else model[:NAME_CHARACTERS] + "…"
+            raise Refused(404, f"The model `{shown}` does not exist.", "model", "model_not_found")
+        return body
 
     return app
 
@@ -85,10 +82,20 @@ async def warm_up(engine: Engine, model: str) -> int:
     tokens = 0
     body = {"model": model, "prompt": "warm", "max_tokens": 2, "ignore_eos": True, "temperature": 1.0}
     for choice in ({}, {"top_p": 0.9, "top_k": 20}):
-        answer = await engine.complete(CompletionRequest(**body, **choice))
+        answer = await engine.complete({**body, **choice})
         assert isinstance(answer, BaseModel)
         tokens += answer.model_dump()["usage"]["completion_tokens"]
     return tokens
+
+
+async def read_body(http: Request) -> bytes:
+    """The body. Raises Refused as soon as it is larger than BODY_BYTES."""
+    body = bytearray()
+    async for part in http.stream():
+        body += part
+        if len(body) > BODY_BYTES:
+            raise Refused(413, f"the body is larger than {BODY_BYTES:,} bytes")
+    return bytes(body)
 
 
 def error_response(
@@ -132,7 +139,7 @@ def _respond(answer: Answer) -> Response:
 
 async def _events(lines: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     async for line in lines:
-        if line.startswith('data: {"error"'):
+        if line.startswith(FAILED):
             logger.error("a stream failed: %s", line)
             failure = error_response(500, INTERNAL).body
             yield f"data: {bytes(failure).decode()}\n\n"
@@ -144,17 +151,8 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
     told = refusal(error)
     if told is None:
         logger.error("a request was refused", exc_info=error)
-        told = Refused(400, "the request asks for what this model can't do; the server's log says more")
+        told = Refused(400, "the request asks for something that this model can't do")
     return error_response(told.status, told.message, told.parameter, told.code)
-
-
-async def _malformed(_: Request, error: Any) -> JSONResponse:
-    """The first thing wrong with the body, by the name of its field: further down stand vLLM's own types."""
-    first = error.errors()[0]
-    field = first["loc"][1] if len(first["loc"]) > 1 else None
-    if not isinstance(field, str):
-        return error_response(400, "the body must be a JSON object")
-    return error_response(400, f"{field}: {first['msg'].removeprefix('Value error, ')}", field)
 
 
 async def _no_such_route(_: Request, error: Any) -> JSONResponse:
