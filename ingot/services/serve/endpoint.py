@@ -16,6 +16,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.cluster import cluster, refuse_unshared
 from ingot.pipelines.registry import ModelVersion
 from ingot.pipelines.store import Store
+from ingot.services.serve.proxy import CALLBACK, CALLBACK_VARIABLE
 from ingot.services.serve.replica import CLOSING, OPENING, application, checkpoint
 from ingot.services.serve.settings import APPLICATION, ServedModel, ServeOptions
 from ingot.services.serve.weights import fetch_weights
@@ -60,6 +61,7 @@ def serve_model(
         if own:  # the cluster will be this machine: what is wrong with it is found before anything slow
             refuse_used_port(host, port)
             size = prepare(served)
+            os.environ[CALLBACK_VARIABLE] = CALLBACK  # the proxy's process inherits it
             say("starting Ray")
             stack.enter_context(cluster(store))
         else:
