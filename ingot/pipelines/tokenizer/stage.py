@@ -1,7 +1,10 @@
 """The tokenizer stage: trained on a deterministic sample of the documents that dedup kept.
 
-It makes the tokenizer's part of a Hugging Face folder. The special tokens are control signs, which the chat
-template sets and no text can."""
+It makes the tokenizer's part of a Hugging Face folder. The special tokens are control tokens, which only the
+chat template sets. A template can't mark a message's text as plain for the tokenizer that reads the result:
+for other programs it refuses a message that holds the text of a control token, where Ingot's own endpoint
+takes it with the ids of training. Programs that tokenize a user's text without the template must ask for
+`split_special_tokens=True`; as the folder's default, that would split the template's tokens too."""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, File, put_file, put_table, read_table
 from ingot.pipelines.sections import LEAST_VOCABULARY, Tokenizer
 from ingot.pipelines.store import Store
-from ingot.pipelines.tokenizer.scheme import ASSISTANT, END_OF_TEXT, STOP, SYSTEM, USER, Scheme
+from ingot.pipelines.tokenizer.scheme import ASSISTANT, END_OF_TEXT, SPECIAL, STOP, SYSTEM, USER, Scheme
 from ingot.pipelines.units import Unit, Workspace
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 # Raised where ordinary text gives another tokenizer, so that the stage runs again. A change that concerns
 # unusual text alone, such as runs of more than LONGEST_TRAINED characters, leaves it: a tokenizer made before
 # stays valid, is kept, and differs in its digest from the one that such text gives today.
-VERSION = 2
+VERSION = 3
 MOST_TRAINED = 1_000_000  # characters of a text that are cut into pieces at once, in training
 
 # `generation` marks what the assistant says, its stop token included: the span that fine-tuning learns.
@@ -39,6 +42,11 @@ CHAT_TEMPLATE = (
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
     "{{ raise_exception('a message has the role ' + message['role'] + '; use system, user or assistant') }}"
     "{% endif %}"
+    f"{{% for token in {list(SPECIAL)} %}}"
+    "{% if token in message['content'] %}"
+    "{{ raise_exception('a message holds the control token ' + token + ' as text; remove it') }}"
+    "{% endif %}"
+    "{% endfor %}"
     "{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
