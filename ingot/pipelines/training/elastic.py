@@ -1,7 +1,8 @@
 """What Ray Train's controller decides by, where its own policies would lose steps or give up too early.
 
 Ray Train makes a group of workers larger by ending it, without a word to the workers: all steps since the
-last checkpoint would be taken again. Here they are asked to save and to wait first, and nothing is. The
+last checkpoint would be taken again. Here they are asked to save and to wait first, and nothing is. It also
+waits for room without a word; here the driver hears of it. The
 policies are private parts of Ray: this file alone imports them, and its tests hold what it needs of them
 against the Ray that is installed. The controller, a process that each training waits for, imports this file:
 nothing here needs torch, which takes it seconds."""
@@ -23,14 +24,24 @@ from ray.train.v2._internal.execution.failure_handling import (
 )
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
+    FixedScalingPolicy,
     NoopDecision,
     ScalingDecision,
+    ScalingPolicy,
 )
 
 from ingot.pipelines.store import StoreError, open_store
+from ingot.pipelines.training.reservations import (
+    cancel_abandoned_requests,
+    free_on_each_node,
+    note_request,
+)
 
 WAIT_SECONDS = 0.2  # between two looks for a group's room: Ray Train's controller would look without a rest
 ANSWER_SECONDS = 2.0  # that a node has to take a connection
+SILENT_SECONDS = 3.0  # of waiting for room before the driver says so
+AGAIN_SECONDS = 60.0  # between two such messages
+ABANDONED_SECONDS = 5.0  # between two looks for requests of trainings that are gone
 
 
 class SinceCheckpoint(FailurePolicy):
@@ -58,13 +69,79 @@ class SinceCheckpoint(FailurePolicy):
             return 0
 
 
-class SaveAndResize(ElasticScalingPolicy):
+class Waiting(ScalingPolicy):
+    """What both policies share: while a group has no room, requests of trainings that are gone are cancelled,
+    and the driver is told what is waited for."""
+
+    def __init__(self, scaling_config: ScalingConfig, monitor: Any) -> None:
+        super().__init__(scaling_config)
+        self.monitor = monitor
+        self._since: float | None = None  # a group is waited for
+        self._say_next = self._cancel_next = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        super().after_controller_start(train_run_context)
+        assert self._requester_id is not None
+        note_request(self._requester_id)
+        cancel_abandoned_requests(self._autoscaling_coordinator)
+
+    def _begin(self, decision: ScalingDecision) -> ScalingDecision:
+        self._since = None
+        return decision
+
+    def _wait(self, wanted: int, room: int) -> ScalingDecision:
+        """Waits a moment for room for `wanted` workers; there is some for `room`."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._say_next, self._cancel_next = now, now + SILENT_SECONDS, now
+        if now >= self._cancel_next:  # a driver that was just killed is found dead a little later
+            cancel_abandoned_requests(self._autoscaling_coordinator)
+            self._cancel_next = now + ABANDONED_SECONDS
+        if now >= self._say_next:
+            self._say(wanted, room)
+            self._say_next = now + AGAIN_SECONDS
+        time.sleep(WAIT_SECONDS)
+        return NoopDecision()
+
+    def _say(self, wanted: int, room: int) -> None:
+        needs = dict(self.scaling_config._resources_per_worker_not_none)
+        self.monitor.tell.remote({"kind": "waiting", "workers": wanted, "needs": needs, "room": room})
+
+
+class StartWithRoom(Waiting, FixedScalingPolicy):
+    """Ray Train's policy for a fixed number of workers, which says where the first group has to wait."""
+
+    def __init__(self, scaling_config: ScalingConfig, monitor: Any) -> None:
+        super().__init__(scaling_config, monitor)
+        self._begun = False
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        wanted = self.scaling_config.num_workers
+        if not self._begun and (room := self._free()) < wanted:
+            self._say(wanted, room)
+        self._begun = True  # a later group's places are still the last one's, until Ray takes them back
+        return super().make_decision_for_non_running_worker_group()
+
+    def _free(self) -> int:
+        """For how many workers there is room beside all else."""
+        needs = {
+            name: each for name, each in self.scaling_config._resources_per_worker_not_none.items() if each
+        }
+        if not needs:
+            return self.scaling_config.num_workers
+        return sum(
+            int(min(free.get(name, 0) // each for name, each in needs.items()))
+            for free in free_on_each_node().values()
+        )
+
+
+class SaveAndResize(Waiting, ElasticScalingPolicy):
     """Ray Train's elastic policy with three changes: workers that run save and wait before they are replaced
     by more, their number is a multiple of `multiple`, and a group begins on nodes that answer now."""
 
     def __init__(self, scaling_config: ScalingConfig, monitor: Any, multiple: int) -> None:
-        super().__init__(scaling_config)
-        self.monitor, self.multiple = monitor, multiple
+        super().__init__(scaling_config, monitor)
+        self.multiple = multiple
         self._asked = False
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -72,9 +149,8 @@ class SaveAndResize(ElasticScalingPolicy):
         decision = super().make_decision_for_non_running_worker_group()
         room = 0 if isinstance(decision, NoopDecision) else self._room()
         if room >= self.scaling_config.min_workers:
-            return self._get_resize_decision(room)
-        time.sleep(WAIT_SECONDS)
-        return NoopDecision()
+            return self._begin(self._get_resize_decision(room))
+        return self._wait(self.scaling_config.min_workers, room)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any

@@ -33,6 +33,8 @@ class Show:
             self.progress.say(f"  room for {message['room']} workers: saved at step {message['step']}")
         elif message["kind"] == "damaged":
             self._damaged(message)
+        elif message["kind"] == "waiting":
+            self._waiting(message["workers"], message["needs"], message["room"])
         else:
             self._begin(**message)
 
@@ -58,6 +60,14 @@ class Show:
         for sample in message["samples"]:
             prompt, continuation = one_line(sample["prompt"])[-MOST_PROMPT:], one_line(sample["continuation"])
             self.progress.say(f"    {prompt} → {continuation}", cut=True)
+
+    def _waiting(self, workers: int, needs: Mapping[str, float], room: int) -> None:
+        each = " and ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+        who = "1 worker" if workers == 1 else f"{workers} workers"
+        each += "" if workers == 1 else " each"
+        self.progress.say(
+            f"  waiting for room for {who} of {each}: the cluster has room for {room or 'none'}"
+        )
 
     def _begin(self, kind: str, attempt: int, step: int, workers: int, measured: Mapping[str, float]) -> None:
         self.measured = measured

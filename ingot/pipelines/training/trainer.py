@@ -17,7 +17,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint
+from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint, StartWithRoom
 
 # The first starts an actor for datasets, but the workers read the store. The other starts one that gives the
 # workers' places back if the controller alone is lost: then the run fails, and its end does that.
@@ -33,14 +33,12 @@ class Trainer(DataParallelTrainer):
     def __init__(self, worker: Any, *, monitor: Any, multiple: int, uri: str, key: str, **parts: Any) -> None:
         super().__init__(worker, backend_config=Torch(), **parts)
         self.failure_policy = SinceCheckpoint(self.run_config.failure_config, uri, key)
-        self.scaling_policy = None
+        self.scaling_policy: SaveAndResize | StartWithRoom = StartWithRoom(self.scaling_config, monitor)
         if self.scaling_config.elasticity_enabled:
             self.scaling_policy = SaveAndResize(self.scaling_config, monitor, multiple)
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["failure_policy"] = self.failure_policy
-        if self.scaling_policy is not None:
-            parts["scaling_policy"] = self.scaling_policy
+        parts["failure_policy"], parts["scaling_policy"] = self.failure_policy, self.scaling_policy
         parts["callbacks"] = [each for each in parts["callbacks"] if not isinstance(each, NOT_NEEDED)]
         return super()._initialize_and_run_controller(**parts)
 

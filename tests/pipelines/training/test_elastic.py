@@ -143,6 +143,34 @@ def lines(elastic: Elastic) -> list[dict[str, Any]]:
     return read_log(elastic.store, KEY)
 
 
+def test_after_a_driver_is_killed_the_next_one_begins_at_once(s3: S3, tmp_path: Path) -> None:
+    """On a cluster that lives on, and with it the coordinator, which keeps the dead training's request for
+    180 s."""
+    store, key = open_store(s3.uri("killed-driver")), "artifacts/pretrain/killed"
+    script = Path(__file__).with_name("driver.py")
+    section = SECTION | {"steps": 3 * EVERY, "workers": [1, 2]}
+    command = [sys.executable, str(script), store.uri, key, json.dumps(section)]
+    command.append(json.dumps(made_job(store).to_json()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(script.parents[1]), prepend=":")
+        with ray_nodes(tmp_path, raylets=1, cpus=1) as nodes:
+            first = subprocess.Popen(command, cwd=tmp_path, env=nodes.env, stdout=subprocess.DEVNULL)
+            try:
+                assert (wait_for_step(store, key, EVERY) or 0) >= EVERY
+            finally:
+                first.kill()
+                first.wait()
+            store.create(GATE, b"open")
+            second = subprocess.run(
+                command, cwd=tmp_path, env=nodes.env, stdout=subprocess.PIPE, text=True, timeout=120
+            )
+    assert second.returncode == 0
+    *said, metrics = second.stdout.splitlines()
+    print(*said, sep="\n")
+    assert any(line.startswith("  attempt 2: 1 worker goes on at step ") for line in said)
+    assert json.loads(metrics)["steps"] == 3 * EVERY
+
+
 def first_step(lines: list[dict[str, Any]], attempt: int) -> int:
     return next(line["step"] for line in lines if line["attempt"] == attempt)
 

@@ -19,7 +19,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ingot.pipelines.artifact import commit
 from ingot.pipelines.store import LocalStore
 from ingot.pipelines.training import elastic
-from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint
+from ingot.pipelines.training.elastic import SaveAndResize, SinceCheckpoint, StartWithRoom, Waiting
 from ingot.pipelines.training.monitor import Monitor
 from ingot.pipelines.training.show import Show
 from ingot.pipelines.training.trainer import NOT_NEEDED, Trainer
@@ -96,6 +96,88 @@ def test_a_new_group_is_as_large_as_the_nodes_that_answer_allow(
     assert isinstance(policy.make_decision_for_non_running_worker_group(), elastic.NoopDecision)
 
 
+def asking_actor() -> Any:
+    """An actor that asks for room for two workers, as the controller of a training does."""
+    policies, config, context = (StartWithRoom, SaveAndResize), ScalingConfig, SimpleNamespace
+
+    class Asking:  # in a function, so that it reaches the actor as it is: workers can't import this module
+        def ask(self, fixed: bool) -> str | None:
+            start, resize = policies
+            policy: Waiting = start(config(num_workers=2), None)
+            if not fixed:
+                policy = resize(config(num_workers=(1, 2)), None, 1)
+            policy.after_controller_start(context(run_id=f"dead-{fixed}"))
+            return policy._requester_id
+
+    return ray.remote(Asking).options(num_cpus=0).remote()
+
+
+def wait_for_group(policy: Waiting) -> int:
+    """The workers of the group that the policy starts at last."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        policy._latest_reserved_resources_query_time = float("-inf")  # type: ignore[attr-defined]
+        decision = policy.make_decision_for_non_running_worker_group()
+        if not isinstance(decision, elastic.NoopDecision):
+            return decision.num_workers  # type: ignore[attr-defined,no-any-return]
+    raise AssertionError("no group was started")
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_request_of_a_training_that_is_gone_takes_no_room(
+    monitor: Any, monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    monkeypatch.setattr(elastic, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(elastic, "ABANDONED_SECONDS", 0.0)
+    other = asking_actor()
+    requester = ray.get(other.ask.remote(fixed))
+    policy = SaveAndResize(ScalingConfig(num_workers=(1, 2)), monitor, 1)
+    policy.after_controller_start(SimpleNamespace(run_id=f"next-{fixed}"))
+    try:
+        # one that lives has asked before
+        assert isinstance(policy.make_decision_for_non_running_worker_group(), elastic.NoopDecision)
+        waiting = {"kind": "waiting", "workers": 1, "needs": {"CPU": 1}, "room": 0}
+        assert ray.get(monitor.take.remote()) == [waiting]
+        ray.kill(other)
+        assert wait_for_group(policy) == 2
+        reserved = policy._autoscaling_coordinator.get_reserved_resources.remote(requester)
+        assert ray.get(reserved) == {}
+    finally:
+        policy.before_controller_abort()
+
+
+def test_a_fixed_group_that_has_to_wait_is_said(monitor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "SILENT_SECONDS", 0.0)
+    policy = StartWithRoom(ScalingConfig(num_workers=2), monitor)
+    policy.after_controller_start(SimpleNamespace(run_id="fixed"))
+    busy = ray.remote(Monitor).options(num_cpus=1).remote()
+    ray.get(busy.take.remote())
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        assert policy.make_decision_for_non_running_worker_group().num_workers == 2  # type: ignore[attr-defined]
+        waiting = {"kind": "waiting", "workers": 2, "needs": {"CPU": 1}, "room": 1}
+        assert ray.get(monitor.take.remote()) == [waiting]
+    finally:
+        ray.kill(busy)
+        policy.before_controller_abort()
+
+
+@pytest.mark.parametrize(
+    ("workers", "needs", "room", "said"),
+    [
+        (1, {"CPU": 1}, 0, "for 1 worker of 1 CPU: the cluster has room for none"),
+        (4, {"CPU": 2, "GPU": 1}, 3, "for 4 workers of 2 CPU and 1 GPU each: the cluster has room for 3"),
+    ],
+)
+def test_waiting_for_room_is_said(
+    recorder: Recorder, workers: int, needs: dict[str, float], room: int, said: str
+) -> None:
+    Show(recorder, steps=9)({"kind": "waiting", "workers": workers, "needs": needs, "room": room})
+    assert [told[1] for told in recorder.told if told[0] == "say"] == [f"  waiting for room {said}"]
+
+
 def test_sizes_are_whole_numbers_of_replicas(monitor: Any) -> None:
     policy = SaveAndResize(ScalingConfig(num_workers=(2, 6)), monitor, 2)
     there = [policy._count_possible_workers({"a": {"CPU": cpus}, "b": {"CPU": 1}}) for cpus in (1, 2, 4, 9)]
@@ -134,7 +216,7 @@ def test_ray_takes_the_policies_from_the_trainer(
     )
     trainer.fit()
     assert isinstance(given["failure_policy"], SinceCheckpoint)
-    assert isinstance(given["scaling_policy"], SaveAndResize) == (workers != 2)
+    assert type(given["scaling_policy"]) is (StartWithRoom if workers == 2 else SaveAndResize)
     theirs, ours = (
         set(map(type, each)) for each in (trainer._create_default_callbacks(), given["callbacks"])
     )
@@ -162,6 +244,8 @@ def test_neither_the_driver_nor_the_controller_waits_for_torch() -> None:
                 "_get_reserved_resources",
             },
         ),
+        (Waiting, elastic.ScalingPolicy, {"after_controller_start"}),
+        (StartWithRoom, elastic.FixedScalingPolicy, {"make_decision_for_non_running_worker_group"}),
         (SinceCheckpoint, elastic.FailurePolicy, {"make_decision"}),
     ],
 )
