@@ -14,6 +14,7 @@ from ingot.pipelines.training.evaluation import held_out_rows, unigram_bits_per_
 from ingot.pipelines.training.job import Job, Part, Prompts, SpecialTokens
 from ingot.pipelines.training.launch import train
 from ingot.pipelines.training.packing import Packed, pack
+from ingot.pipelines.training.stable import lineage_of
 from ingot.pipelines.training.tokens import TokenDataset
 from ingot.pipelines.units import Workspace
 
@@ -67,7 +68,9 @@ def pretraining(
         "plans": packed.plans.to_json() if packed else None,
         "cache_bytes": section.cache_bytes,
     }
+    identity = {"version": VERSION, "tokens": tokens.digest, "tokenizer": tokenizer.digest}
     return Job(
+        lineage=lineage_of(section, identity),
         model=asdict(section.model.config(encoder.vocabulary)),
         dataset=Part("ingot.pipelines.training.tokens:TokenDataset", training),
         objective=Part("ingot.pipelines.training.job:next_token", {"z_loss": section.z_loss}),

@@ -154,7 +154,8 @@ def _refuse_another(
 class CheckpointWriter:
     """Saves the checkpoints of the training whose state is `state`, one at a time. `attempt` names the group
     of workers that began together: shards of different groups must not be mixed. `before_commit` may refuse,
-    by raising. While a state is copied, the optimizer's next step waits."""
+    by raising. The checkpoint of the step `always` is kept for good. While a state is copied, the optimizer's
+    next step waits."""
 
     def __init__(
         self,
@@ -165,10 +166,11 @@ class CheckpointWriter:
         attempt: int,
         keep: int,
         before_commit: Callable[[], object] = lambda: None,
+        always: int | None = None,
     ) -> None:
         self.store, self.key, self.state = store, key, state
         self.place, self.attempt, self.keep = place, attempt, keep
-        self.before_commit = before_commit
+        self.before_commit, self.always = before_commit, always
         self.step: int | None = None  # of the last save
         self._snapshot, self._awaited = Snapshot(), 0.0
         state.optimizer.register_step_pre_hook(self._wait_for_copies)
@@ -273,7 +275,7 @@ class CheckpointWriter:
         self.before_commit()
         made = {"attempt": self.attempt, "seconds_written": time.perf_counter() - began}
         commit(self.store, folder, "checkpoint", fingerprint, files, {"step": step}, made)
-        retire(self.store, self.key, self.keep)
+        retire(self.store, self.key, self.keep, self.always)
 
     def _wait_for_record(self, step: int, shard: int) -> dict[str, Any]:
         pause = 0.01
@@ -295,12 +297,12 @@ class CheckpointWriter:
         return f"{_folder(self.key, step)}/records/{self.attempt:06d}-{what}.json"
 
 
-def retire(store: Store, key: str, keep: int) -> None:
-    """Deletes all but the `keep` newest committed checkpoints of the training, and what earlier attempts
-    left of steps before those. Objects that a checkpoint still names stay."""
+def retire(store: Store, key: str, keep: int, always: int | None = None) -> None:
+    """Deletes all but that of the step `always` and the `keep` newest committed checkpoints of the training,
+    and what earlier attempts left of steps before those. Objects that a checkpoint still names stay."""
     kept = committed_steps(store, key)[:keep]
     folders = _folders(store, key)
-    _delete(store, folders, [step for step in folders if step < kept[-1]])
+    _delete(store, folders, [step for step in folders if step < kept[-1] and step != always])
 
 
 def delete_checkpoints(store: Store, key: str, steps: list[int]) -> None:

@@ -76,6 +76,13 @@ def read_evaluations(store: Store, key: str) -> list[dict[str, Any]]:
     return [read_object(store, name) for name in names]
 
 
+def copy_evaluations(store: Store, source: str, key: str, step: int) -> None:
+    """Those of the training at `source` until `step`, for the training at `key`."""
+    for line in read_evaluations(store, source):
+        if line["step"] <= step:
+            store.create(_record(key, line["step"]), (json.dumps(line) + "\n").encode())
+
+
 def _record(key: str, step: int) -> str:
     return f"{key}/evaluation/{step:08d}.jsonl"
 

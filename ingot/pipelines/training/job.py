@@ -50,7 +50,9 @@ class Job:
     samples: what the model is asked to go on with at each evaluation, or None.
     model: the fields of a `ModelConfig`; None takes those of `initial`.
     initial: the key of a checkpoint artifact (a Hugging Face folder) whose weights training begins with;
-        None draws them from the section's seed."""
+        None draws them from the section's seed.
+    lineage: what trainings have in common that differ in how long they are and how they end alone, or None
+        (see `stable`)."""
 
     dataset: Part
     special: SpecialTokens
@@ -60,6 +62,7 @@ class Job:
     evaluation: Part | None = None
     evaluate_every: int | None = None
     samples: Prompts | None = None
+    lineage: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

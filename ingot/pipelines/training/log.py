@@ -61,3 +61,10 @@ def read_log(store: Store, key: str) -> list[dict[str, Any]]:
         for line in read_lines(store, name, step=int):
             lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]
+
+
+def copy_log(store: Store, source: str, key: str, step: int) -> None:
+    """The lines of the first `step` steps at `source`, for the training at `key`, as before its attempts."""
+    lines = [line for line in read_log(store, source) if line["step"] < step]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    store.create(f"{key}/log/{0:06d}-{0:08d}.jsonl", data)

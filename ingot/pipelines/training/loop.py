@@ -37,16 +37,23 @@ from ingot.pipelines.training.group import Group
 from ingot.pipelines.training.job import Job
 from ingot.pipelines.training.log import StepLog, read_log
 from ingot.pipelines.training.readahead import ReadAhead
+from ingot.pipelines.training.stable import (
+    copy_history,
+    last_stable_step,
+    newest_stable,
+    publish_stable,
+    training_of,
+)
 
 PAUSE_SECONDS = 0.1  # between questions of workers that wait
 
 
 class Loop:
     """One worker's part in one attempt at a training. `tell` is given what a watcher may want to know:
-    messages of kind "damaged", "begin", "step", "report", "paused" and "evaluation", as dictionaries. `run`
-    is the attempt of the run that this is for: once a higher one has begun, nothing is committed. `room`,
-    given to all workers or to none, is asked after each step for how many workers there is room, if for more
-    than there are, else 0; rank 0's answer counts."""
+    messages of kind "damaged", "extended", "begin", "step", "report", "paused" and "evaluation", as
+    dictionaries. `run` is the attempt of the run that this is for: once a higher one has begun, nothing is
+    committed. `room`, given to all workers or to none, is asked after each step for how many workers there is
+    room, if for more than there are, else 0; rank 0's answer counts."""
 
     def __init__(
         self,
@@ -74,9 +81,11 @@ class Loop:
         self.state, place = build(self.store, self.job, self.section, self.group)
         self.attempt = self._begin_attempt()
         self.log = StepLog(self.key, self.attempt, self.group)
-        keep = self.section.keep_checkpoints
+        keep, self.stable = self.section.keep_checkpoints, 0
+        if self.job.lineage is not None:
+            self.stable = last_stable_step(self.section)
         self.writer = CheckpointWriter(
-            self.store, self.key, self.state, place, self.attempt, keep, self.refuse_if_fenced
+            self.store, self.key, self.state, place, self.attempt, keep, self.refuse_if_fenced, self.stable
         )
         self._resume()
         self._train()
@@ -86,6 +95,8 @@ class Loop:
         if self.group.rank == 0:
             record = {"files": files, "metrics": self._metrics()}
             self.refuse_if_fenced()
+            if self.job.lineage is not None:
+                publish_stable(self.store, self.job.lineage, self.key, self.stable)
             self.store.create(f"{self.key}/trained.json", json.dumps(record).encode())
 
     def _begin_attempt(self) -> int:
@@ -147,6 +158,8 @@ class Loop:
             damaged.append(step)
         self.state.step = step
         if not damaged:
+            if not step and self.job.lineage is not None:
+                self._extend(self.job.lineage)
             return
         if not step:
             place = f"{self.store.uri}/{self.key}/checkpoints/"
@@ -159,6 +172,19 @@ class Loop:
             self.tell({"kind": "damaged", "steps": damaged, "step": step, "why": str(first or "")})
             delete_checkpoints(self.store, self.key, damaged)
         self.group.agree(0)  # they are gone
+
+    def _extend(self, lineage: str) -> None:
+        """Begins where a shorter training's learning rate began to fall, if there is one."""
+        step = self.group.agree(newest_stable(self.store, lineage, self.stable))
+        if not step:
+            return
+        source = training_of(self.store, lineage, step)
+        load_checkpoint(self.store, source, step, self.state.model, self.state.optimizer)
+        self.state.step = step
+        if self.group.rank == 0:
+            copy_history(self.store, source, self.key, step)
+            self.tell({"kind": "extended", "source": source, "step": step})
+        self.group.agree(0)  # the copies are there
 
     def _train(self) -> None:
         steps, every = self.section.steps, self.section.checkpoint_every
@@ -177,7 +203,7 @@ class Loop:
                 self._note(step, metrics, share, waited=waited)
                 done = step + 1
                 self.tell({"kind": "step", "step": done})
-                if done % every == 0 or done == steps or self._evaluates(done):
+                if done % every == 0 or done in (steps, self.stable) or self._evaluates(done):
                     self._save()
                 if done % self.section.log_every == 0 or done == steps:
                     self._report(step, metrics)

@@ -35,6 +35,8 @@ class Show:
             self._damaged(message)
         elif message["kind"] == "waiting":
             self._waiting(message["workers"], message["needs"], message["room"])
+        elif message["kind"] == "extended":
+            self.progress.say(f"  extends {message['source']}: continues from its step {message['step']}")
         else:
             self._begin(**message)
 
