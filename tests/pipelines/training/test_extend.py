@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from ingot.pipelines.training.checkpoint import committed_steps
 from ingot.pipelines.training.log import read_log
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 FLAT: dict[str, Any] = {"schedule": "warmup-stable-decay", "decay": 0.25, "checkpoint_every": 50}
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_more_steps_continue_before_the_decay_bit_for_bit(small_training: SmallTraining) -> None:
     store, told = small_training.store, []
     small_training.train_here("artifacts/pretrain/whole", **FLAT, steps=12)
