@@ -1,6 +1,7 @@
 """Checks all that k8s/ renders, without a cluster: `make lint-k8s`.
 
 Strict against the schemas of KubeRay and Kubernetes (a misspelt field is pruned or ignored there, silently),
+and the rules of KubeRay's operator that its schemas don't hold,
 every name resolves, every module that a cluster would import is there, and the groups hold what is asked of
 them."""
 
@@ -31,6 +32,7 @@ from typer.exceptions import TyperException
 from ingot.errors import IngotError
 from ingot.pipelines.recipe import load_recipe
 from ingot.services import capacity, cli
+from ingot.services.kuberay import operator_faults
 from ingot.services.kubernetes import kustomize
 
 RENDERED = ("base", "overlays/cpu", "overlays/gpu")
@@ -69,6 +71,7 @@ def lint_text(tree: Path, readme: Path, crds: Mapping[str, Path], parts: Sequenc
     def faults(document: dict[str, Any], documents: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if document["apiVersion"].startswith("ray.io/"):
             yield from _kuberay_schema(document, crds)
+            yield from operator_faults(document)
             # the schemas of custom resources leave it to Kubernetes to describe metadata
             yield from _core_schema(
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}

@@ -24,6 +24,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.recipe import Recipe, load_recipe
 from ingot.pipelines.sections import Files
 from ingot.services.capacity import groups_of, misfits, recipe_asks
+from ingot.services.kuberay import operator_faults
 
 MOUNTED = "/etc/ingot"
 RECIPE = "recipe.yaml"
@@ -44,8 +45,8 @@ def render(
 ) -> str:
     """The ConfigMap and the RayJob of one attempt at a run, in YAML. `overlay` is one of k8s/overlays, or a
     folder of one's own that brings a RayJob; without `store` the pods' INGOT_STORE is meant, without `image`
-    the overlay's. Raises UsageError for a wrong recipe, one that no group can hold, or a store or a source on
-    a disk; IngotError without kubectl."""
+    the overlay's. Raises UsageError for a wrong recipe, one that no group can hold, a store or a source on a
+    disk, or an overlay that KubeRay would refuse; IngotError without kubectl."""
     recipe = load_recipe(recipe_path, [*settings, *([f"name={json.dumps(name)}"] if name else [])])
     if store is not None and not store.startswith("s3://"):
         raise UsageError(
@@ -77,7 +78,11 @@ def render(
     mounts.append({"name": "recipe", "mountPath": MOUNTED, "readOnly": True})
     text = Path(recipe_path).read_text(encoding="utf-8")
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {RECIPE: text}}
-    documents = [config, {**job, "metadata": metadata}]
+    submitted = {**job, "metadata": metadata}
+    if broken := list(operator_faults(submitted)):
+        lines = (f"overlay {overlay}: RayJob: {field}: {message}" for field, message in broken)
+        raise UsageError("\n".join(lines))
+    documents = [config, submitted]
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 

@@ -42,6 +42,10 @@ FAULTS = {
         ("base/cluster.yaml", "mode: token", "mode: tokens"),
         f"{CLUSTER}: spec.authOptions.mode: KubeRay 1.7.0: 'tokens' is not one of",
     ),
+    "a rule of the operator's that no schema holds": (
+        ("base/job.yaml", "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
+        f"{JOB}: spec.ttlSecondsAfterFinished: needs shutdownAfterJobFinishes: true",
+    ),
     "a misspelt field of metadata": (
         ("base/service.yaml", "serve\n  labels:", "serve\n  lables:"),
         f"{SERVICE}: metadata: Kubernetes 1.32: Additional properties",

@@ -111,6 +111,16 @@ def test_an_overlay_of_ones_own_gives_its_job(tmp_path):
     assert text.count("image: REGISTRY/ingot:") == text.count(" image: ") == 4
 
 
+def test_an_overlay_that_the_operator_would_refuse_is_refused(tmp_path):
+    tree = shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    job = tree / "base" / "job.yaml"
+    job.write_text(
+        job.read_text().replace("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false")
+    )
+    with pytest.raises(UsageError, match=r"RayJob: spec\.ttlSecondsAfterFinished: needs shutdownAfterJob"):
+        render(TINY, overlay=str(tree / "overlays" / "cpu"))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
