@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ingot.pipelines.pipeline import Outcome
 
-VERSION = 2
+VERSION = 3
 
 _SOURCE: TypeAdapter[PythonPackages | Files] = TypeAdapter(PythonPackages | Files)
 

@@ -32,6 +32,7 @@ MOST_BANDS = 64
 MOST_DIGITS = 9
 LEAST_VOCABULARY, MOST_VOCABULARY = 300, 2**20  # `tokenizers` sets memory aside for as many as are asked for
 Algorithm = Literal["bpe", "wordpiece"]
+Format = Literal["auto", "text", "jsonl", "json", "parquet"]
 Whitespace = Literal["words", "runs", "single"]
 Workers = int | tuple[int, int]  # so many, or the least and the most
 
@@ -80,7 +81,7 @@ class PythonPackages(Section):
 
 
 class Files(Section):
-    """Text, JSON lines or Parquet below a folder or an S3 prefix, plain or compressed (.gz, .zst)."""
+    """Text, JSON, JSON lines or Parquet below a folder or an S3 prefix, plain or compressed (gzip, zstd)."""
 
     source: Literal["files"] = what()
     name: Name = what()
@@ -88,6 +89,9 @@ class Files(Section):
     path: str = how()  # the files found are hashed by relative path, size and content
     text: str = what("text")  # the field or column that holds the text
     url: str = what("url")  # the field or column that holds the address, where there is one
+    format: Format = what("auto")  # of all files; by default each file's name and content decide
+    most_unpacked: int = what(4_000_000_000, ge=1)  # bytes that a compressed file may hold
+    most_ratio: int = what(200, ge=1)  # and so many times its own size, where that is over 16 MB
 
 
 class Corpus(Section):

@@ -132,24 +132,35 @@ def test_empty_texts_are_counted_and_left_out(folder: Path, corpus: Corpus) -> N
 BAD = {
     "latin.txt": ("café".encode("latin-1"), "not UTF-8 at byte 3"),
     "cut.txt.gz": (gzip.compress(b"text " * 1000)[:-9], "the compressed file is truncated"),
-    "cut.txt.zst": (zstd(bytes(range(256)) * 900)[:-5], "the compressed file is truncated"),
+    "cut.txt.zst": (zstd(bytes(range(1, 256)) * 900)[:-5], "the compressed file is truncated"),
     "junk.txt.gz": (b"this is no archive", "not a readable archive"),
     "junk.txt.zst": (b"this is no archive", "not a readable archive"),
     "bad.jsonl": (b'{"text": "good"}\n{"text": \n', "line 2 is not JSON"),
     "latin.jsonl": (b'{"text": "good"}\n{"text": "caf\xe9"}\n', "line 2 is not JSON in UTF-8"),
     "list.jsonl": (b'{"text": "good"}\n[1]\n', "line 2 is no JSON object"),
     "deep.jsonl": (b'{"text": "good"}\n' + b"[" * 100_000 + b"\n", "line 2 is not JSON"),
-    "field.jsonl": (b'{"text": "good"}\n{"txt": "x"}\n', "record 1 has no text field 'text'"),
-    "number.jsonl": (b'{"text": "good"}\n{"text": 3}\n', "record 1 has no text field 'text'"),
-    "half.jsonl": (b'{"text": "good"}\n{"text": "\\ud800"}\n', "record 1 holds half of a surrogate pair"),
+    "field.jsonl": (b'{"text": "good"}\n{"txt": "x"}\n', "line 2 has no text field 'text'"),
+    "number.jsonl": (b'{"text": "good"}\n{"text": 3}\n', "line 2 has no text field 'text'"),
+    "half.jsonl": (b'{"text": "good"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
     "url.jsonl": (
         b'{"text": "good"}\n{"text": "x", "url": "\\udc00"}\n',
-        "record 1 holds half of a surrogate",
+        "line 2 holds half of a surrogate",
     ),
     "cut.jsonl.gz": (gzip.compress(json_lines({"text": "good"}) * 9000)[:-9], "truncated, after "),
     "cut.parquet": (parquet(pyarrow.table({"text": ["x" * 99] * 99}))[:-40], "not a readable Parquet file"),
     "junk.parquet": (b"PAR1" + b"\xff" * 99 + b"PAR1", "not a readable Parquet file"),
     "empty.parquet": (b"", "not a readable Parquet file"),
+    "table.csv": (b"text,url\na,b\n", "the file is CSV, which can't be read; convert it"),
+    "Page.HTML": (b"<p>hello</p>", "the file is HTML"),
+    "page": (b"<!DOCTYPE html><p>hello</p>", "the file is HTML"),
+    "crawl.warc.gz": (gzip.compress(b"WARC/1.0"), "the file is WARC"),
+    "paper": (b"%PDF-1.7", "the file is PDF"),
+    "binary.txt": (b"a\0b", "the file is binary"),
+    "key.jsonl": (b'{"text": "good"}\n{"\\ud800": "x"}\n', "line 2 has no text field"),
+    "bomb.txt.gz": (
+        gzip.compress(b"a" * 20_000_000),
+        "more than 200 times its size; if that is right, raise",
+    ),
     "column.parquet": (parquet(pyarrow.table({"body": ["x"]})), "record 0 has no text field"),
 }
 
@@ -162,6 +173,58 @@ def test_every_kind_of_badness_is_noticed(name: str) -> None:
     assert last.bad is not None
     assert reason in last.bad
     assert all(record.text == "good" for record in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.JSONL", b'{"text": "one"}\n{"text": "two"}\n'),
+        ("a.json", b'{"text": "one"}\n{"text": "two"}\n'),
+        ("a.json", b'[{"text": "one"},\n {"text": "two"}]'),
+        ("a.json.gz", gzip.compress(b'[{"text": "one"}, {"text": "two"}]')),
+        ("lines", b'{"text": "one"}\n{"text": "two"}\n'),
+        ("a.jsonl", '{"text": "one"}\n{"text": "two"}\n'.encode("utf-16")),
+        ("a.jsonl", '{"text": "one"}\n{"text": "two"}\n'.encode("utf-8-sig")),
+        ("table", parquet(pyarrow.table({"text": ["one", "two"]}))),
+    ],
+)
+def test_the_format_is_recognised_by_name_and_content(name: str, data: bytes) -> None:
+    source = sources.Files(source="files", name="raw", path="/raw")
+    assert [(record.text, record.bad) for record in sources.records(source, name, data)] == [
+        ("one", None),
+        ("two", None),
+    ]
+
+
+def test_a_declared_format_decides() -> None:
+    source = sources.Files(source="files", name="raw", path="/raw", format="text")
+    assert [record.text for record in sources.records(source, "a.html", b"<p>")] == ["<p>"]
+
+
+def test_a_bad_value_of_parquet_costs_that_value_or_row() -> None:
+    times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).buffers()
+    )
+    source = sources.Files(source="files", name="raw", path="/raw")
+    table = parquet(pyarrow.table({"text": ["a", "b", "c"], "at": times}))
+    found = list(sources.records(source, "a.parquet", table))
+    assert [(record.text, record.bad) for record in found] == [("a", None), ("b", None), ("c", None)]
+    assert json.loads(found[1].metadata or "") == {"at": None}
+    found = list(sources.records(source, "a.parquet", parquet(pyarrow.table({"text": broken}))))
+    assert [record.text for record in found] == ["a", "", "c"]
+    assert "record 1: text: " in (found[1].bad or "")
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])
+def test_a_truncated_file_keeps_what_came_before(name: str, pack: Callable[[bytes], bytes]) -> None:
+    source = sources.Files(source="files", name="raw", path="/raw")
+    texts = [uuid.uuid4().hex * 4 for _ in range(9000)]
+    data = pack(json_lines(*({"text": text} for text in texts)))
+    *before, last = sources.records(source, name, data[: len(data) * 3 // 4])
+    assert [record.text for record in before] == texts[: len(before)]
+    assert len(before) > 4000
+    assert last.bad == f"the compressed file is truncated, after {len(before)} records"
 
 
 def test_by_default_a_bad_record_stops_the_run(folder: Path, corpus: Corpus, store: LocalStore) -> None:

@@ -1,0 +1,269 @@
+"""What format a file has, and how its bytes become records.
+
+To add a format, write its reader, name it in `READERS` and in `sections.Format`, and take its file names out
+of `_REFUSED`."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any
+
+from ingot.pipelines.decompression import Unreadable, unpacked
+from ingot.pipelines.sections import Files, PythonPackages
+
+_MAGIC = {
+    b"%PDF-": "PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"WARC/": "WARC",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"<!doctype html": "HTML",
+    b"<html": "HTML",
+}
+_REFUSED = {
+    **dict.fromkeys((".csv", ".tsv"), "CSV"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "HTML"),
+    **dict.fromkeys((".warc", ".wet", ".wat"), "WARC"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar"), "an archive"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp"), "an image"),
+    ".pdf": "PDF",
+    ".arrow": "Arrow",
+}
+_NAMES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+_HEAD = 4096  # bytes of a file that are looked at to recognise its format
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a file: a document's text, or why it is none."""
+
+    number: int
+    text: str = ""
+    url: str | None = None
+    metadata: str | None = None
+    bad: str | None = None
+
+
+def records(source: PythonPackages | Files, path: str, data: bytes) -> Iterator[Record]:
+    """The records of a file, read as the source's `format` says; a bad one carries the reason."""
+    number = 0
+    try:
+        limits = (source.most_unpacked, source.most_ratio) if isinstance(source, Files) else None
+        head, chunks = _peeked(unpacked(path, data, limits))
+        declared = source.format if isinstance(source, Files) else "text"
+        name = _recognised(path, head) if declared == "auto" else declared
+        for record in READERS[name](source, chunks):
+            number = record.number + 1
+            yield record
+    except UnicodeDecodeError as error:
+        yield Record(number, bad=f"not {error.encoding.upper()} at byte {error.start}")
+    except Unreadable as error:
+        yield Record(number, bad=f"{error}, after {number} records" if number else str(error))
+
+
+def _peeked(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes, and everything: what is wrong behind the first bytes is raised where it is read."""
+    first, size = [], 0
+    try:
+        for chunk in chunks:
+            first.append(chunk)
+            size += len(chunk)
+            if size >= _HEAD:
+                break
+    except Unreadable as error:
+        if not first:
+            raise
+        chunks = _raising(error)
+    return b"".join(first), chain([b"".join(first)], chunks)
+
+
+def _raising(error: Unreadable) -> Iterator[bytes]:
+    raise error
+    yield b""
+
+
+def _recognised(path: str, head: bytes) -> str:
+    """The format's name. Raises Unreadable for one that has no reader."""
+    name = PurePosixPath(path.lower())
+    while name.suffix in (".gz", ".zst"):
+        name = name.with_suffix("")
+    if name.suffix in _NAMES:
+        return _NAMES[name.suffix]
+    kind = _REFUSED.get(name.suffix) or next(
+        (kind for magic, kind in _MAGIC.items() if head.lstrip()[:16].lower().startswith(magic.lower())), None
+    )
+    if kind is None and head.startswith(b"PAR1"):
+        return "parquet"
+    if kind is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        kind = "binary"
+    if kind is not None:
+        raise Unreadable(
+            f"the file is {kind}, which can't be read; convert it to JSON lines, Parquet or plain text, "
+            "leave it out, or set format: below the source if it is something else"
+        )
+    first = head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    if not name.suffix and first.startswith(b"{"):
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            # a line longer than what is looked at
+            return "jsonl" if len(first) >= _HEAD - 1 and first.startswith(b'{"') else "text"
+        return "jsonl"
+    return "text"
+
+
+def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same text in UTF-8 without a byte order mark; UTF-16 is decoded where it has one."""
+    iterator = iter(chunks)
+    head = next(iterator, b"")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        for text in codecs.iterdecode(chain([head], iterator), "utf-16"):
+            yield text.encode()
+        return
+    yield head.removeprefix(codecs.BOM_UTF8)
+    yield from iterator
+
+
+def _text(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
+    yield Record(0, text=b"".join(_utf8(chunks)).decode("utf-8"))
+
+
+def _json_lines(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
+    for number, line in enumerate(_lines(_utf8(chunks))):
+        if line.strip():
+            yield _json_record(source, number, line)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        parts.append(first)
+        if others:
+            yield b"".join(parts)
+            yield from others[:-1]
+            parts = [others[-1]]
+    if last := b"".join(parts):
+        yield last
+
+
+def _json(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
+    """An array of objects, one object, or JSON lines."""
+    data = b"".join(_utf8(chunks))
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        yield from _json_lines(source, [data])
+        return
+    for number, each in enumerate(body if isinstance(body, list) else [body]):
+        if isinstance(each, dict):
+            yield _fields(source, number, each, f"record {number + 1}")
+        else:
+            yield Record(number, bad=f"record {number + 1} is no JSON object")
+
+
+def _json_record(source: PythonPackages | Files, number: int, line: bytes) -> Record:
+    place = f"line {number + 1}"
+    try:
+        body = json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        return Record(number, bad=f"{place} is not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        return Record(number, bad=f"{place} is not JSON in UTF-8: {error}")
+    if not isinstance(body, dict):
+        return Record(number, bad=f"{place} is no JSON object")
+    return _fields(source, number, body, place)
+
+
+def _parquet(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    wrong = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
+    assert isinstance(source, Files)
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(b"".join(chunks)))
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except wrong as error:
+        raise Unreadable(f"not a readable Parquet file: {_first_line(error)}") from error
+    number = 0
+    for group, rows in enumerate(groups):
+        stop, reason = number + rows, ""
+        for columns in (None, [source.text, source.url], [source.text]):
+            # a damaged column of metadata costs that column of what is left of the row group, and no text
+            try:
+                skip = number - (stop - rows)
+                for batch in file.iter_batches(1000, row_groups=[group], columns=columns):
+                    for index in range(min(skip, batch.num_rows), batch.num_rows):
+                        yield _row(source, number, batch, index)
+                        number += 1
+                    skip = max(0, skip - batch.num_rows)
+            except wrong as error:
+                reason = reason or _first_line(error)
+            if number == stop:
+                break
+        for lost in range(number, stop):
+            yield Record(lost, bad=f"not a readable Parquet file: row {lost}: {reason}")
+        number = stop
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _row(source: Files, number: int, batch: Any, index: int) -> Record:
+    body: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            body[name] = column[index].as_py()
+        except (ValueError, OverflowError, OSError) as error:  # text that is not UTF-8, a date out of range
+            if name == source.text:
+                return Record(number, bad=f"record {number}: {name}: {_first_line(error)}")
+            body[name] = None
+    return _fields(source, number, body, f"record {number}")
+
+
+def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any], place: str) -> Record:
+    assert isinstance(source, Files)
+    text = body.get(source.text)
+    if not isinstance(text, str):
+        there = (
+            ", ".join(sorted(name for name, value in body.items() if isinstance(value, str))[:9]) or "none"
+        )
+        return Record(
+            number,
+            bad=f"{place} has no text field {source.text!r}; fields with text: {there}; "
+            "name one with text: below the source".encode("utf-8", "backslashreplace").decode(),
+        )
+    found = body.get(source.url)
+    url = found if isinstance(found, str) else None
+    if not is_unicode(text) or not is_unicode(url or ""):
+        return Record(number, bad=f"{place} holds half of a surrogate pair")
+    rest = {name: value for name, value in body.items() if name not in (source.text, source.url)}
+    try:
+        metadata = json.dumps(rest, sort_keys=True, default=str) if rest else None
+    except RecursionError:
+        return Record(number, bad=f"{place} is nested too deeply")
+    return Record(number, text, url, metadata)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it has a UTF-8 form: half of a surrogate pair has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+Reader = Callable[[PythonPackages | Files, Iterable[bytes]], Iterator[Record]]
+READERS: dict[str, Reader] = {"text": _text, "jsonl": _json_lines, "json": _json, "parquet": _parquet}
