@@ -1,4 +1,5 @@
 import os
+import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from ingot.errors import IngotError
 from ingot.pipelines.artifact import Artifact, Damaged, commit, put_file
 from ingot.pipelines.store import LocalStore
-from ingot.services.serve.weights import fetch_weights
+from ingot.services.serve.weights import cached_weights, fetch_weights
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def test_the_folder_is_named_by_the_digest(artifact, cache):
     folder = fetch_weights(artifact)
     assert folder == cache / artifact.digest
     assert contents(folder) == expected(artifact)
-    assert [path.name for path in cache.iterdir()] == [artifact.digest]
+    assert sorted(path.name for path in cache.iterdir()) == [artifact.digest, f"{artifact.digest}.json"]
 
 
 def test_what_was_fetched_is_not_fetched_again(artifact):
@@ -61,12 +62,32 @@ def test_a_folder_that_was_changed_is_fetched_again(artifact, change):
     assert contents(fetch_weights(artifact)) == expected(artifact)
 
 
+def test_what_is_cached_is_found_and_verified_without_the_store(artifact, cache):
+    assert cached_weights(artifact.digest) is None
+    folder = fetch_weights(artifact)
+    shutil.rmtree(artifact.store.uri)
+    assert cached_weights(artifact.digest) == folder
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(b"other bytes")
+    assert cached_weights(artifact.digest) is None
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"config.json": {}}', "[" * 100_000])
+def test_a_list_that_is_not_the_digests_is_not_believed(artifact, cache, text):
+    folder = fetch_weights(artifact)
+    listed = cache / f"{artifact.digest}.json"
+    listed.unlink() if text is None else listed.write_text(text)
+    assert cached_weights(artifact.digest) is None
+    assert fetch_weights(artifact) == folder
+    assert cached_weights(artifact.digest) == folder
+
+
 def test_replicas_that_race_end_with_one_whole_folder(artifact, cache):
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: fetch_weights(artifact), range(32)))
     assert folders == {cache / artifact.digest}
     assert contents(cache / artifact.digest) == expected(artifact)
-    assert [path.name for path in cache.iterdir()] == [artifact.digest]
+    assert sorted(path.name for path in cache.iterdir()) == [artifact.digest, f"{artifact.digest}.json"]
 
 
 def test_a_damaged_object_leaves_nothing_behind(artifact, cache):
