@@ -19,6 +19,7 @@ import openai
 import pytest
 import yaml
 from ports import free_port
+from processes import started
 from ray_nodes import Nodes, ray_nodes
 
 if TYPE_CHECKING:
@@ -150,15 +151,14 @@ def test_a_local_folder_is_refused_with_the_mend(path: Run, run_ingot: Any, tmp_
 def test_the_cluster_serves_it(path: Run) -> None:
     port = free_port()
     command = [sys.executable, "-m", "ingot.services.cli", "serve", "across", "--store", path.store]
-    server = subprocess.Popen(
+    with started(
         [*command, "--port", str(port)],
         cwd=path.folder,
         env={**os.environ, **path.nodes.env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    try:
+    ) as server:
         assert server.stdout is not None
         said = []
         for line in server.stdout:
@@ -174,7 +174,6 @@ def test_the_cluster_serves_it(path: Run) -> None:
         assert answer.model == "across@1"
         assert answer.usage is not None
         assert answer.usage.completion_tokens > 0
-    finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
 

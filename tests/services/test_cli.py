@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import started
 
 RECIPE = """\
 name: demo
@@ -228,24 +229,25 @@ def test_what_is_not_there_is_answered_with_what_is(run_ingot: Any, finished: Fi
     assert (models.returncode, json.loads(models.stdout)["models"]) == (0, [])
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_says_so_and_can_be_shown(
     run_ingot: Any, tmp_path: Path, s3: Any, sign: signal.Signals
 ) -> None:
     # a service that takes calls and never answers: the run waits for it while it lists its sources
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (tmp_path / "r.yaml").write_text(RECIPE.replace("TEXTS", "s3://bucket/texts"))
-        run = subprocess.Popen(
+        silent.settimeout(60)
+        with started(
             [sys.executable, "-m", "ingot.services.cli", "run", "r.yaml", "--store", "store"],
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"},
-        )
-        silent.accept()
-        run.send_signal(sign)
-        _, said = run.communicate(timeout=60)
+        ) as run:
+            silent.accept()
+            run.send_signal(sign)
+            _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert said == "interrupted; the same command goes on from what is committed\n"
     shown = run_ingot("runs", "show", "demo", "--store", "store", "--json", cwd=tmp_path)

@@ -23,6 +23,7 @@ import psutil
 import pyarrow
 import pytest
 from ports import free_port
+from processes import usual_interrupt
 from requests_fuzz import requests
 
 from ingot.errors import IngotError, UsageError
@@ -136,6 +137,7 @@ def serving(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 def serve(pipe: Any, uri: str, version: ModelVersion, port: int) -> None:
     """Serves until interrupted; sends the endpoint, or the error, and the lines it was told."""
+    usual_interrupt()
     said: list[str] = []
     try:
         with serve_model(LocalStore(uri), version, port=port, say=said.append) as endpoint:

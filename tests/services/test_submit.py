@@ -24,6 +24,7 @@ import psutil
 import pytest
 import yaml
 from ports import free_port
+from processes import started
 from ray_nodes import Head, ray_head
 
 from ingot.pipelines.runs import Attempt
@@ -261,18 +262,18 @@ def test_a_driver_that_was_held_is_fenced_off_by_the_next_attempt(
 
 
 def assert_an_interrupt_ends_the_watching(cluster: Cluster, job: str) -> None:
-    follower = subprocess.Popen(
+    with started(
         cluster.command("jobs", "logs", job),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cluster.folder,
         env=cluster.env,
-    )
-    assert follower.stdout is not None
-    follower.stdout.readline()
-    follower.send_signal(signal.SIGINT)
-    _, said = follower.communicate(timeout=30)
+    ) as follower:
+        assert follower.stdout is not None
+        follower.stdout.readline()
+        follower.send_signal(signal.SIGINT)
+        _, said = follower.communicate(timeout=30)
     assert follower.returncode == 130
     assert said.strip() == f"{job} goes on; follow it with: ingot jobs logs {job} --to {cluster.head.address}"
 
