@@ -9,11 +9,12 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines.scratch import scratch_folder
 from ingot.pipelines.store import Store
 
 # Each is read once, at Ray's start or import: quiet, no usage reports, retries of lost tasks as usual.
@@ -25,6 +26,9 @@ _QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
+# Where it is 0, Ray's servers listen on the loopback address alone. Read at the import.
+_MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 
 @contextmanager
 def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
@@ -33,13 +37,19 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
     Raises UsageError where the store is a local folder and the cluster has more than one node."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault(_MANY_MACHINES, "0")
+    make_token_private()
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
     mend = "check RAY_ADDRESS, or unset it to run on this machine alone"
     if address and (silence := unreachable(address)):
         raise IngotError(f"Ray at {address}: {silence}; {mend}")
-    try:
+    with ExitStack() as stack:
+        if not address:
+            folder = stack.enter_context(scratch_folder())
+        stack.callback(ray.shutdown)
         try:
             with _our_signals(held=not address):
                 if address:
@@ -47,6 +57,7 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
                 else:
                     ray.init(
                         address="local",
+                        _temp_dir=str(folder / "ray"),
                         num_cpus=cpus or max(2, os.cpu_count() or 2),
                         include_dashboard=False,
                         object_store_memory=200_000_000,  # data moves through the store, not Ray's objects
@@ -59,16 +70,30 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
         quiet()
         refuse_unshared(store)
         logs = os.path.join(ray.get_runtime_context().worker.node.get_session_dir_path(), "logs")
+        make_token_private()
         with obituaries_aside(logs):
             yield logs
-    finally:
-        ray.shutdown()
+
+
+def joined() -> bool:
+    """Whether this process has joined a cluster. Does not import Ray, whose import reads the environment."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def make_token_private() -> None:
+    """Ray creates the token that its clusters ask for readable by every user of the machine."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    with suppress(OSError):  # there is none, or it is someone else's
+        if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 @contextmanager
 def _our_signals(held: bool) -> Iterator[None]:
-    """Puts back the handlers of SIGINT and SIGTERM that Ray replaces. `held`: until then both wait, as only
-    what has started can be ended."""
+    """Puts back the handlers of the signals that end a command, as Ray replaces some. `held`: until then they
+    wait, as only what has started can be ended. SIGHUP is blocked meanwhile, and so in all that Ray starts:
+    it goes to every process of a closed terminal, and without Ray nothing could be ended in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -77,11 +102,14 @@ def _our_signals(held: bool) -> Iterator[None]:
     if held:
         for number in ours:
             signal.signal(number, lambda number, frame: waiting.append(number))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
+        if held:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if waiting:
             signal.raise_signal(waiting[0])
 

@@ -390,11 +390,22 @@ def serve(
     store: StoreOption = DEFAULT_STORE,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.", min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(help="Copies of the model that answer.", min=1)] = 1,
+    cpus: Annotated[int, typer.Option(help="CPUs of each replica.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each replica; 0 computes on the CPU.", min=0)] = 0,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together; by default the model's own.", min=1),
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="Requests that a replica computes at once.", min=1)] = 32,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered 429.", min=1)] = 1024,
 ) -> None:
     """Serve MODEL behind an OpenAI-compatible API, on Ray Serve and vLLM, until interrupted."""
     from ingot.services.running import serve_until_interrupted
+    from ingot.services.serve.settings import ServeOptions
 
-    serve_until_interrupted(_existing(store), model, host, port)
+    options = ServeOptions(replicas, cpus, gpus, context, sequences, queue)
+    serve_until_interrupted(_existing(store), model, host, port, options)
 
 
 @app.command()

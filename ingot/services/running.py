@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ingot.pipelines.runs import begin_attempt
 from ingot.pipelines.store import Store, open_store
 from ingot.services.jobs.output import keep_output
 from ingot.services.screen import Screen
+from ingot.services.serve.settings import ServeOptions
 
 
 def run_recipe(
@@ -26,7 +28,7 @@ def run_recipe(
 ) -> None:
     """Runs the recipe's stages and prints what became of each. With a number it is that attempt of the run;
     `keep` keeps its output in the store. Raises IngotError."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_signals()
     recipe = load_recipe(path, settings)
     stages = stages_of(recipe, until)
     store = open_store(recipe.store)
@@ -52,24 +54,42 @@ def run_recipe(
     console.print(f"done in {time.monotonic() - began:.1f} s; see: {see}", soft_wrap=True, markup=False)
 
 
-def serve_until_interrupted(store: Store, model: str, host: str, port: int) -> None:
-    """Serves the model until SIGINT or SIGTERM, then stops what it started."""
+def serve_until_interrupted(store: Store, model: str, host: str, port: int, options: ServeOptions) -> None:
+    """Serves the model until SIGINT, SIGTERM or SIGHUP, then stops what it started."""
     from ingot.pipelines.registry import resolve
     from ingot.services.serve.endpoint import serve_model
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_signals()
     version = resolve(store, model)
     console = Console(highlight=False)
     try:
-        with serve_model(store, version, host=host, port=port, say=console.print) as endpoint:
-            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in its place
-            console.print(f"{version.id} answers at {endpoint.url}/v1 (interrupt to stop)", soft_wrap=True)
+        with serve_model(
+            store, version, host=host, port=port, options=options, say=console.print
+        ) as endpoint:
+            end_on_signals()  # Ray has put its own handlers in their place
+            console.print(f"{version.id} answers at {endpoint.url}/v1 ({how_to_stop()})", soft_wrap=True)
             while True:
                 signal.pause()
     except KeyboardInterrupt:
-        console.print("stopped")
+        with suppress(OSError):  # the terminal may be gone
+            console.print("stopped")
+
+
+def end_on_signals() -> None:
+    """SIGTERM, which a scheduler sends, and SIGHUP, which a closed terminal does, end a command as the
+    keyboard's interrupt. Signals that were ignored when it started (`nohup`, a script's background job) stay
+    so, as is the convention; SIGTERM never does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
+
+
+def how_to_stop() -> str:
+    """What ends this command: where SIGINT is ignored, the keyboard does not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return f"to stop: kill -TERM {os.getpid()}"
+    return "interrupt to stop"
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM is what a scheduler sends: it ends a run as the keyboard's interrupt does."""
     raise KeyboardInterrupt

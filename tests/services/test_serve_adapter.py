@@ -20,7 +20,7 @@ ADAPTER = FLOORS / "services" / "serve" / "adapter.py"
 # Methods and attributes that the adapter uses of what it imports: they are not in its calls by name.
 MEMBERS = {
     "AsyncEngineArgs": ["create_engine_config"],
-    "AsyncLLM": ["check_health", "from_vllm_config", "shutdown"],
+    "AsyncLLM": ["check_health", "errored", "from_vllm_config", "shutdown"],
     "OpenAIServingChat": ["create_chat_completion"],
     "OpenAIServingCompletion": ["create_completion"],
     "UsageContext": ["OPENAI_API_SERVER"],

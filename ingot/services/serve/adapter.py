@@ -32,6 +32,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from ingot.pipelines.lifetime import BoundContext
 from ingot.services.serve.grammars import GrammarChecker
 from ingot.services.serve.limits import LOGPROBS, Bounds, Refused, check_chat, check_completion
 from ingot.services.serve.prompts import PromptEncoder
@@ -51,7 +52,9 @@ class Engine:
 
     def __init__(self, folder: Path, served: ServedModel) -> None:
         """Starts the engine; must be called where an event loop runs."""
-        if not served.options.gpus:
+        if served.options.gpus:
+            _bind_engine()
+        else:
             _start_quickly()
         config = engine_arguments(folder, served).create_engine_config(UsageContext.OPENAI_API_SERVER)
         self.model = AsyncLLM.from_vllm_config(
@@ -124,6 +127,11 @@ class Engine:
         """Raises where the engine is dead."""
         await self.model.check_health()
 
+    async def died(self) -> None:
+        """Returns once the engine is dead."""
+        while not self.model.errored:
+            await asyncio.sleep(0.05)
+
     def shutdown(self) -> None:
         self._grammars.close()
         self.model.shutdown()
@@ -146,6 +154,17 @@ class _TrainedIds(OnlineRenderer):
         )
         inputs = await self.preprocess_completion(request, prompt_input=ids, prompt_embeds=None)
         return list(request.messages), inputs
+
+
+def _bind_engine() -> None:
+    """On GPU the engine's process is spawned; it ends with this one."""
+    choose = engine_utils.get_mp_context
+
+    def bound() -> BoundContext:
+        choose()  # has effects on the environment that the engine's own children read
+        return BoundContext()
+
+    engine_utils.get_mp_context = bound
 
 
 def _start_quickly() -> None:

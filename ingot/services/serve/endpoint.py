@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.errors import IngotError, UsageError
-from ingot.pipelines.cluster import cluster, refuse_unshared
+from ingot.pipelines.cluster import cluster, joined, refuse_unshared
 from ingot.pipelines.registry import ModelVersion
 from ingot.pipelines.store import Store
 from ingot.services.serve.proxy import CALLBACK, CALLBACK_VARIABLE
@@ -52,11 +52,8 @@ def serve_model(
     Joins Ray as `cluster` does unless this process has joined already, and stops at the end what it started.
     `say` is told, a line a time, what goes on. Raises UsageError for a port in use or a cluster that serves
     already, IngotError where the weights are damaged, vLLM is missing or can't load the model."""
-    import ray
-
     served = ServedModel.of(store, version, options or ServeOptions())
-    joined = ray.is_initialized()
-    own = not joined and not os.environ.get("RAY_ADDRESS")
+    own = not joined() and not os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
         if own:  # the cluster will be this machine: what is wrong with it is found before anything slow
             refuse_used_port(host, port)
@@ -65,7 +62,7 @@ def serve_model(
             say("starting Ray")
             stack.enter_context(cluster(store))
         else:
-            if joined:
+            if joined():
                 refuse_unshared(store)
             else:
                 stack.enter_context(cluster(store))

@@ -13,13 +13,15 @@ import os
 import re
 import time
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingot.errors import IngotError
-from ingot.pipelines.artifact import Artifact, load
-from ingot.pipelines.store import open_store
+from ingot.errors import IngotError, UsageError
+from ingot.pipelines.artifact import Artifact, Damaged, load
+from ingot.pipelines.lifetime import end_with_parent
+from ingot.pipelines.store import StoreError, open_store
 from ingot.services.serve.settings import ServedModel
-from ingot.services.serve.weights import fetch_weights
+from ingot.services.serve.weights import cached_weights, fetch_weights
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,6 +33,8 @@ logger = logging.getLogger("ray.serve")
 
 # Ray Serve hands a replica's failure on as text with a traceback; these enclose the part for people.
 OPENING, CLOSING = "<<ingot: ", " :ingot>>"
+
+STORE_PAUSES = 2, 4, 8, 16  # seconds between tries to reach it
 
 _QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -64,13 +68,15 @@ class Replica:
             raise RuntimeError(f"{OPENING}{told}{CLOSING}") from None
 
     async def _start(self) -> FastAPI:
+        end_with_parent()
         options = self.served.options
         os.environ.update(_QUIET)
         if not options.gpus:
             os.environ.update({**_ON_CPU, "OMP_NUM_THREADS": str(options.cpus)})
-            multiprocessing.set_forkserver_preload(["ingot.services.serve.adapter"])
+            preloaded = ["ingot.services.serve.fork_server", "ingot.services.serve.adapter"]
+            multiprocessing.set_forkserver_preload(preloaded)
             forkserver.ensure_running()  # the engine's process will be a fork of it
-        fetching = asyncio.to_thread(lambda: fetch_weights(checkpoint(self.served)))
+        fetching = asyncio.to_thread(weights_of, self.served)
         folder, _ = await asyncio.gather(fetching, asyncio.to_thread(_import_vllm))
         from ingot.services.serve.adapter import Engine
         from ingot.services.serve.api import build_api, warm_up
@@ -79,7 +85,18 @@ class Replica:
         began = time.monotonic()
         tokens = await warm_up(self.engine, self.served.model)
         self.warm_up = {"sampled_tokens": tokens, "seconds": time.monotonic() - began}
+        self.watch = asyncio.create_task(self._end_with_engine(self.engine))
         return build_api(self.engine, self.served)
+
+    async def _end_with_engine(self, engine: Engine) -> None:
+        """Ends this process as soon as the engine is dead. A replica that only fails its health checks would
+        be asked for seconds more, and as it fails at once it would be given most of the requests; requests
+        to a process that has ended go to the other replicas."""
+        await engine.died()
+        if self.engine is engine:  # else it was shut down
+            logger.error("the engine has died: this replica ends, and another is started in its place")
+            logging.shutdown()
+            os._exit(1)
 
     async def describe(self) -> dict[str, Any]:
         """What this replica runs."""
@@ -102,9 +119,30 @@ class Replica:
             raise RuntimeError("the engine has died") from None
 
     def __del__(self) -> None:
-        if self.engine is not None:
-            self.engine.shutdown()
-            self.engine = None
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.shutdown()
+
+
+def weights_of(served: ServedModel) -> Path:
+    """The verified folder of what is served. A copy on this machine is used without asking the store, which
+    may be away; else the store is asked, again after a pause while it can't be reached, each time with a line
+    in the log. Raises IngotError after the last of STORE_PAUSES: Ray Serve starts the replica again."""
+    folder = cached_weights(served.weights)
+    if folder is not None:
+        return folder
+    logger.warning(
+        "%s: its weights are not on this machine; fetching them from %s", served.model, served.store
+    )
+    for pause in STORE_PAUSES:
+        try:
+            return fetch_weights(checkpoint(served))
+        except (Damaged, UsageError):
+            raise
+        except StoreError as error:
+            logger.warning("waiting %d s for the store of %s: %s", pause, served.model, error)
+            time.sleep(pause)
+    return fetch_weights(checkpoint(served))
 
 
 def checkpoint(served: ServedModel) -> Artifact:
