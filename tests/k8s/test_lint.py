@@ -118,7 +118,8 @@ FAULTS = {
     "a group without CPUs": (
         (
             "components/cpu/kustomization.yaml",
-            'value: { requests: { cpu: "1", memory: 4Gi, ephemeral-storage: 4Gi }, limits: { cpu: "1", memory: 4Gi } }',
+            'value: { requests: { cpu: "1", memory: 4Gi, ephemeral-storage: 4Gi }, '
+            'limits: { cpu: "1", memory: 4Gi } }',
             "value: {}",
         ),
         f"{CLUSTER}: spec: Ray's autoscaler can't read it: ValueError",
