@@ -65,12 +65,12 @@ FAULTS = {
     ),
     "a key that a secret lacks": (
         ("base/cluster.yaml", "key: AWS_SECRET_ACCESS_KEY", "key: AWS_SECRET"),
-        f"{CLUSTER}: spec.headGroupSpec.template.spec.containers.0.env.6.valueFrom."
+        f"{CLUSTER}: spec.headGroupSpec.template.spec.containers.0.env.7.valueFrom."
         "secretKeyRef: the Secret ingot-store has no key AWS_SECRET",
     ),
     "a config map that is not there": (
         ("base/cluster.yaml", "name: ingot-store, key: INGOT_STORE", "name: store, key: INGOT_STORE"),
-        f"{CLUSTER}: spec.headGroupSpec.template.spec.containers.0.env.2.valueFrom."
+        f"{CLUSTER}: spec.headGroupSpec.template.spec.containers.0.env.3.valueFrom."
         "configMapKeyRef: there is no ConfigMap store",
     ),
     "a claim that is not there": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -257,13 +258,15 @@ def test_an_interrupted_run_says_so_and_can_be_shown(
 def test_what_nobody_foresaw_is_one_line_and_a_log(
     run_ingot: Any, finished: Finished, tmp_path: Path
 ) -> None:
-    record = next((finished.store / "runs/demo").rglob("run.json"))
-    broken = tmp_path / "store/runs/demo/000001"
-    broken.mkdir(parents=True)
-    (broken / "run.json").write_text(record.read_text()[:50])
+    shutil.copytree(finished.store, tmp_path / "store")
+    manifest = next((tmp_path / "store/artifacts/corpus").rglob("manifest.json"))
+    body = json.loads(manifest.read_text())
+    manifest.write_text(
+        json.dumps({**body, "metrics": {"files": 3}})
+    )  # the stage's own figures are not checked
     done = run_ingot("runs", "show", "demo", "--store", "store", cwd=tmp_path)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: JSONDecodeError: ")
+    assert line.startswith("error: KeyError: ")
     assert line.endswith("all of it: .ingot/error.log")
     assert "Traceback" in (tmp_path / ".ingot/error.log").read_text()

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ingot.errors import IngotError
-from ingot.pipelines.artifact import Artifact, File, digest_of
+from ingot.pipelines.artifact import Artifact, Damaged, File, digest_of
 
 
 def cache_folder() -> Path:
@@ -31,7 +31,7 @@ def cached_weights(digest: str) -> Path | None:
     try:
         listed = json.loads(_list_of(folder).read_text(encoding="utf-8"))
         files = {name: File.from_json(entry) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError, RecursionError, Damaged):
         return None
     return folder if digest_of(files) == digest and _intact(folder, files) else None
 
