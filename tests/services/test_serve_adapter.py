@@ -188,6 +188,7 @@ def test_the_engine_arguments_are_all_known():
 TRAIN = "ray.train.v2._internal"
 PRIVATE_BY_FILE = {
     "pipelines/tasks.py": {"ray.data._internal.execution.resource_manager"},
+    "services/serve/loopback.py": {"ray.serve._private"},
     "services/capacity.py": {"ray.autoscaler._private.kuberay.autoscaling_config"},
     "services/doctor/ray_cluster.py": {"ray._private.authentication.authentication_token_setup"},
     "services/jobs/api.py": {"ray._private.authentication.http_token_authentication"},

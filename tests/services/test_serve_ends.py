@@ -89,8 +89,8 @@ def root() -> Iterator[Path]:
 
 
 def gone(processes: list[psutil.Process]) -> list[str]:
-    """What of them still runs after some seconds."""
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    """What of them still runs after a minute: Ray's agents look for their raylet only now and then."""
+    _, alive = psutil.wait_procs(processes, timeout=60)
     return [description(one) for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -20,6 +20,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.artifact import Artifact, Damaged, load
 from ingot.pipelines.lifetime import end_with_parent
 from ingot.pipelines.store import StoreError, open_store
+from ingot.services.serve.loopback import bind_replica_server
 from ingot.services.serve.settings import ServedModel
 from ingot.services.serve.weights import cached_weights, fetch_weights
 
@@ -69,6 +70,7 @@ class Replica:
 
     async def _start(self) -> FastAPI:
         end_with_parent()
+        bind_replica_server()
         options = self.served.options
         os.environ.update(_QUIET)
         if not options.gpus:
