@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,17 @@ VERSION = 3
 _SOURCE: TypeAdapter[PythonPackages | Files] = TypeAdapter(PythonPackages | Files)
 
 
-def inventory(section: Corpus, store: Store) -> dict[str, list[dict[str, Any]]]:
-    """Source name → its files: path, size and content hash."""
-    return {
-        source.name: [asdict(entry) for entry in sources.inventory(source, store)]
-        for source in section.sources
-    }
+def inventory(section: Corpus, store: Store) -> dict[str, Any]:
+    """`files`: source name → its files: path, size and content hash. `skipped`: how many files and folders
+    below the sources are not read, of which kinds, and the first of them by name."""
+    files, first, kinds = {}, [], Counter[str]()
+    for source in section.sources:
+        entries, skipped = sources.inventory(source, store)
+        files[source.name] = [asdict(entry) for entry in entries]
+        kinds.update(each.kind for each in skipped)
+        first += [f"{source.name}: {sources.described(each)}" for each in skipped[: sources.NAMED]]
+    count = {"count": kinds.total(), "kinds": dict(sorted(kinds.items())), "first": first[: sources.NAMED]}
+    return {"files": files, "skipped": count}
 
 
 def check(section: Corpus, artifact: Artifact) -> None:
@@ -45,13 +51,13 @@ def check(section: Corpus, artifact: Artifact) -> None:
         raise IngotError(_complaint(artifact.table(first).to_pylist()[0], artifact.metrics["bad"]))
 
 
-def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict[str, Any]]]) -> Outcome:
+def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, Any]) -> Outcome:
     from ingot.pipelines.pipeline import Outcome
 
     groups = [
         (source, group)
         for source in section.sources
-        for group in _groups(inventory[source.name], section.unit_bytes)
+        for group in _groups(inventory["files"][source.name], section.unit_bytes)
     ]
     bodies = [
         {
@@ -89,7 +95,8 @@ def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, list[dict
     files["snapshots.json"] = put_json(workspace.store, {"sources": snapshots, "files": of_files})
     bad = [record["quarantine"] for record in records if record["quarantine"]]
     files |= {f"quarantine/{number:05d}.parquet": File.from_json(part) for number, part in enumerate(bad)}
-    metrics = {**total, "sources": {source.name: len(inventory[source.name]) for source in section.sources}}
+    listed = {name: len(entries) for name, entries in inventory["files"].items()}
+    metrics = {**total, "skipped": inventory["skipped"], "sources": listed}
     return Outcome(files, metrics)
 
 

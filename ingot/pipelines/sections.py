@@ -87,6 +87,7 @@ class Files(Section):
     name: Name = what()
     snapshot: int = what(0, ge=0, le=MOST_SNAPSHOT)  # documents of an earlier one rather stay
     path: str = how()  # the files found are hashed by relative path, size and content
+    hidden: bool = how(False)  # whether names that begin with a dot are read; the files found are hashed
     text: str = what("text")  # the field or column that holds the text
     url: str = what("url")  # the field or column that holds the address, where there is one
     format: Format = what("auto")  # of all files; by default each file's name and content decide

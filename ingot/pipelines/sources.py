@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.formats import Record, is_unicode, records
+from ingot.pipelines.listing import Skipped
 from ingot.pipelines.sections import Files, PythonPackages
 from ingot.pipelines.store import Entry, LocalStore, Store, open_store
 
 __all__ = ["Record", "absolute", "inventory", "read_unchanged", "records"]
+NAMED = 5  # of the files that are skipped
 STANDARD_LIBRARY = "python"  # the first part of the path of a module of the standard library
 
 
-def inventory(source: PythonPackages | Files, store: Store) -> list[Entry]:
-    """The files of a source, sorted by path. Raises UsageError for one that has none, or that holds the
-    store: what a run writes would be its own input."""
+def inventory(source: PythonPackages | Files, store: Store) -> tuple[list[Entry], list[Skipped]]:
+    """The files of a source, sorted by path, and what is skipped. Raises UsageError for one that has none, or
+    that holds the store: what a run writes would be its own input."""
+    skipped: list[Skipped] = []
     if isinstance(source, Files):
         place = source.path
         folder = open_store(source.path)
@@ -28,9 +32,11 @@ def inventory(source: PythonPackages | Files, store: Store) -> list[Entry]:
                 "texts alone, or a store elsewhere"
             )
         try:
-            entries = list(folder.inventory())
+            found = list(folder.inventory(source.hidden))
         except IngotError as error:
             raise type(error)(f"corpus.sources: {source.name}: its path: {error}") from error
+        entries = [each for each in found if isinstance(each, Entry)]
+        skipped = [each for each in found if isinstance(each, Skipped)]
         for entry in entries:
             if not is_unicode(entry.key):
                 raise UsageError(
@@ -42,15 +48,25 @@ def inventory(source: PythonPackages | Files, store: Store) -> list[Entry]:
                 Entry(f"{package}/{entry.key}", entry.bytes, entry.content)
                 for package in {STANDARD_LIBRARY, *source.packages}
                 for entry in _folder(package).inventory()
+                if isinstance(entry, Entry)
             ),
             key=lambda entry: entry.key,
         )
         place = "the installed packages"
     if not entries:
+        named = ", ".join(described(each) for each in skipped[:NAMED])
+        but = f" but {len(skipped)} that are skipped: {named};" if skipped else ";"
         raise UsageError(
-            f"corpus.sources: {source.name}: no files below {place}; name a folder or prefix that has some"
+            f"corpus.sources: {source.name}: no files below {place}{but} name a folder or prefix that has "
+            "some, or set hidden: true below the source to read names that begin with a dot"
         )
-    return entries
+    return entries, skipped
+
+
+def described(skipped: Skipped) -> str:
+    """For a person, on one line."""
+    name = os.fsencode(skipped.key).decode(errors="backslashreplace")
+    return f"{name!r} ({skipped.kind})" if not name.isprintable() else f"{name} ({skipped.kind})"
 
 
 def absolute(source: PythonPackages | Files) -> PythonPackages | Files:
@@ -71,12 +87,13 @@ def read_unchanged(source: PythonPackages | Files, entry: Entry) -> bytes:
 class PythonFolder(LocalStore):
     """The Python sources below a folder, without tests and without what else is installed beside them."""
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def _files(self, hidden: bool) -> tuple[list[str], list[Skipped]]:
         left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-        for path in sorted(self.root.rglob("*.py")):
-            below = path.relative_to(self.root)
-            if not left_out & set(below.parts):
-                yield below.as_posix()
+        below = (path.relative_to(self.root) for path in sorted(self.root.rglob("*.py")) if path.is_file())
+        return [path.as_posix() for path in below if not left_out & set(path.parts)], []
+
+    def _open(self, key: str) -> BinaryIO:
+        return open(self.root / key, "rb")  # installers may link to what they installed: that is trusted
 
 
 def _folder(package: str) -> Store:

@@ -14,12 +14,14 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines.listing import HIDDEN, Skipped, open_regular, regular_files
 from ingot.pipelines.patience import RATE, Limits, Moved, TooSlow, patiently
 from ingot.pipelines.s3_errors import explain, status_of
 
@@ -73,8 +75,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Removes the object; a key that does not exist is no error."""
 
-    def inventory(self) -> Iterator[Entry]:
-        """Every object with its size and what tells its content, sorted by key; for folders others fill."""
+    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
+        """Every object with its size and what tells its content, sorted by key, then what is skipped: for
+        folders others fill. Names that begin with a dot are skipped unless `hidden`."""
 
     def read_unchanged(self, entry: Entry) -> bytes:
         """The object's bytes. Raises StoreError where they are not those the inventory saw."""
@@ -178,26 +181,36 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"store {self.uri}: can't delete {key}: {error.strerror}") from error
 
-    def inventory(self) -> Iterator[Entry]:
+    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
         if not self.root.is_dir():
             raise UsageError(f"{self.root}: no such folder")
 
         def entry(key: str) -> Entry:
             try:
-                with open(self.root / key, "rb") as file:
+                with self._open(key) as file:
                     digest = hashlib.file_digest(file, "sha256")  # a large file is not held in memory
                     return Entry(key, file.tell(), digest.hexdigest())
             except OSError as error:
                 raise StoreError(f"{self.root / key}: can't read it: {error.strerror}") from error
 
+        keys, skipped = self._files(hidden)
         with ThreadPoolExecutor(8) as pool:
-            yield from pool.map(entry, self.list(""))
+            yield from pool.map(entry, keys)
+        yield from skipped
+
+    def _files(self, hidden: bool) -> tuple[list[str], list[Skipped]]:
+        try:
+            return regular_files(self.root, hidden, leave_out=_TEMPORARY.fullmatch)
+        except OSError as error:
+            raise StoreError(f"{error.filename}: can't list it: {error.strerror}") from error
+
+    def _open(self, key: str) -> BinaryIO:
+        return open_regular(self.root, key)
 
     def read_unchanged(self, entry: Entry) -> bytes:
-        try:
-            data = self.read(entry.key)
-        except ObjectMissing:
-            data = None
+        data = None
+        with suppress(OSError), self._open(entry.key) as file:
+            data = file.read()
         if data is None or hashlib.sha256(data).hexdigest() != entry.content:
             raise StoreError(
                 f"{self.root / entry.key} is not what it was when the run began, or differs between the "
@@ -357,10 +370,18 @@ class S3Store:
 
         self._call("delete", key, delete)
 
-    def inventory(self) -> Iterator[Entry]:
+    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
+        skipped: dict[str, None] = {}  # the file, or the outermost hidden folder that holds it
         for found in self._pages(""):
-            if not found["Key"].endswith("/"):  # what consoles make to stand for a folder
-                yield Entry(found["Key"].removeprefix(self.prefix), found["Size"], found["ETag"])
+            key = found["Key"].removeprefix(self.prefix)
+            if key.endswith("/"):  # what consoles make to stand for a folder
+                continue
+            dotted = re.match(r"(?:.*?/)??\.[^/]*", key, re.DOTALL)
+            if dotted and not hidden:
+                skipped[dotted[0]] = None
+            else:
+                yield Entry(key, found["Size"], found["ETag"])
+        yield from (Skipped(key, HIDDEN) for key in skipped)
 
     def read_unchanged(self, entry: Entry) -> bytes:
         from botocore.exceptions import ClientError

@@ -30,7 +30,10 @@ def scaled(value: float, kilo: str = "K") -> str:
 def _corpus(metrics: Metrics) -> str:
     bad = f", {metrics['bad']:,} bad records quarantined" if metrics["bad"] else ""
     read = f"{size(metrics['bytes_in'])} in {metrics['files']:,} files"
-    return f"{read} → {metrics['documents_out']:,} documents{bad}"
+    skipped = metrics.get("skipped", {"count": 0})
+    named = f", {skipped['count']:,} skipped: {', '.join(skipped['first'])}" if skipped["count"] else ""
+    more = ", …" if skipped["count"] > len(skipped.get("first", ())) else ""
+    return f"{read} → {metrics['documents_out']:,} documents{bad}{named}{more}"
 
 
 def _dedup(metrics: Metrics) -> str:

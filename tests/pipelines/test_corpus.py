@@ -319,7 +319,7 @@ def test_a_source_that_is_added_leaves_the_others_unread_and_a_later_snapshot_co
 def test_a_file_that_changes_while_it_is_read_stops_the_run(folder: Path) -> None:
     (folder / "a.txt").write_text("one")
     source = sources.Files(source="files", name="raw", path=str(folder))
-    [entry] = sources.inventory(source, ELSEWHERE)
+    [[entry], _] = sources.inventory(source, ELSEWHERE)
     (folder / "a.txt").write_text("two")
     with pytest.raises(IngotError, match="not what it was"):
         sources.read_unchanged(source, entry)
@@ -367,14 +367,15 @@ def test_a_prefix_of_s3_is_read_like_a_folder(s3: Any, folder: Path, corpus: Cor
         remote.create(name, name.encode())
     local = [sources.Files(source="files", name="raw", path=str(place)) for place in (folder, remote.uri)]
     read = [
-        [(e.key, sources.read_unchanged(source, e)) for e in sources.inventory(source, ELSEWHERE)]
+        [(e.key, sources.read_unchanged(source, e)) for e in sources.inventory(source, ELSEWHERE)[0]]
         for source in local
     ]
     assert read[0] == read[1] == [("a.txt", b"a.txt"), ("deep/b.txt", b"deep/b.txt")]
 
 
 def test_installed_packages_are_read_without_their_tests() -> None:
-    found = sources.inventory(PythonPackages(source="python-packages", packages=["yaml", "yaml"]), ELSEWHERE)
+    source = PythonPackages(source="python-packages", packages=["yaml", "yaml"])
+    found, _ = sources.inventory(source, ELSEWHERE)
     paths = [entry.key for entry in found]
     assert paths == sorted(set(paths))
     assert {"python/json/decoder.py", "python/ast.py", "yaml/loader.py"} <= set(paths)
