@@ -44,6 +44,13 @@ def inventory(section: Corpus, store: Store) -> dict[str, Any]:
     return {"files": files, "skipped": count}
 
 
+def check_sources(section: Corpus, store: Store) -> None:
+    """What is wrong with the sources and seen at once, before anything is written. Raises UsageError."""
+    for source in section.sources:
+        sources.check_apart(source, store)
+        sources.check_there(source)
+
+
 def check(section: Corpus, artifact: Artifact) -> None:
     """Raises IngotError for an artifact that was made while bad records were passed over, and now are not."""
     if artifact.metrics["bad"] and section.bad_records == "fail":

@@ -8,8 +8,8 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFLNK: "symbolic link",
@@ -61,7 +61,7 @@ def regular_files(
     return sorted(keys), sorted(skipped, key=lambda each: each.key)
 
 
-def open_regular(root: Path, key: str) -> BinaryIO:
+def open_regular(root: Path, key: str) -> BufferedReader:
     """Opens a listed file. Raises NotRegular where it, or a folder on the way to it, has been replaced by a
     link or a special file since, and OSError. It never waits."""
     *folders, name = key.split("/")

@@ -166,7 +166,7 @@ def place_of(
     stage: str, section: Section, inputs: Mapping[str, Artifact], store: Store
 ) -> tuple[str, Mapping[str, Any] | None]:
     """Where the stage's artifact is or will be, `artifacts/<stage>/<fingerprint>`, and what was found outside
-    the store, if the stage reads from there."""
+    the store, if the stage reads from there. Of that the files are hashed, and not what was skipped."""
     module = import_module(f"ingot.pipelines.{stage}")
     inventory = module.inventory(section, store) if hasattr(module, "inventory") else None
     identity = {
@@ -174,7 +174,7 @@ def place_of(
         "version": module.VERSION,
         "section": section.what(),
         "inputs": {read: artifact.digest for read, artifact in inputs.items()},
-        "inventory": inventory,
+        "inventory": inventory and inventory["files"],
     }
     return f"artifacts/{stage}/{canonical_digest(identity)[:32]}", inventory
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Sequence
 from importlib.util import find_spec
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.formats import Record, is_unicode, records
@@ -26,11 +27,7 @@ def inventory(source: PythonPackages | Files, store: Store) -> tuple[list[Entry]
     if isinstance(source, Files):
         place = source.path
         folder = open_store(source.path)
-        if f"{store.uri}/".startswith(f"{folder.uri}/"):
-            raise UsageError(
-                f"corpus.sources: {source.name}: {place} holds the store, {store.uri}; name a folder of "
-                "texts alone, or a store elsewhere"
-            )
+        check_apart(source, store)
         try:
             found = list(folder.inventory(source.hidden))
         except IngotError as error:
@@ -63,6 +60,31 @@ def inventory(source: PythonPackages | Files, store: Store) -> tuple[list[Entry]
     return entries, skipped
 
 
+def check_apart(source: PythonPackages | Files, store: Store) -> None:
+    """Raises UsageError where the source holds the store, by whatever links: what a run writes would be its
+    own input."""
+    if not isinstance(source, Files):
+        return
+    folder, below = open_store(source.path), store.uri
+    above = folder.uri
+    if not folder.shared and not store.shared:
+        above, below = os.path.realpath(above), os.path.realpath(below)
+    if f"{below}/".startswith(f"{above.rstrip('/')}/"):
+        raise UsageError(
+            f"corpus.sources: {source.name}: {source.path} holds the store, {store.uri}; name a folder of "
+            "texts alone, or a store elsewhere"
+        )
+
+
+def check_there(source: PythonPackages | Files) -> None:
+    """Raises UsageError where the source's folder or one of its packages is not on this machine."""
+    if isinstance(source, PythonPackages):
+        for package in source.packages:
+            _folder(package)
+    elif "://" not in source.path and not Path(source.path).is_dir():
+        raise UsageError(f"corpus.sources: {source.name}: its path: {source.path}: no such folder")
+
+
 def described(skipped: Skipped) -> str:
     """For a person, on one line."""
     name = os.fsencode(skipped.key).decode(errors="backslashreplace")
@@ -87,12 +109,12 @@ def read_unchanged(source: PythonPackages | Files, entry: Entry) -> bytes:
 class PythonFolder(LocalStore):
     """The Python sources below a folder, without tests and without what else is installed beside them."""
 
-    def _files(self, hidden: bool) -> tuple[list[str], list[Skipped]]:
+    def _files(self, hidden: bool) -> tuple[Sequence[str], Sequence[Skipped]]:
         left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
         below = (path.relative_to(self.root) for path in sorted(self.root.rglob("*.py")) if path.is_file())
         return [path.as_posix() for path in below if not left_out & set(path.parts)], []
 
-    def _open(self, key: str) -> BinaryIO:
+    def _open(self, key: str) -> BufferedReader:
         return open(self.root / key, "rb")  # installers may link to what they installed: that is trusted
 
 

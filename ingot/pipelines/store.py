@@ -12,13 +12,14 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines.listing import HIDDEN, Skipped, open_regular, regular_files
@@ -198,13 +199,13 @@ class LocalStore:
             yield from pool.map(entry, keys)
         yield from skipped
 
-    def _files(self, hidden: bool) -> tuple[list[str], list[Skipped]]:
+    def _files(self, hidden: bool) -> tuple[Sequence[str], Sequence[Skipped]]:
         try:
             return regular_files(self.root, hidden, leave_out=_TEMPORARY.fullmatch)
         except OSError as error:
             raise StoreError(f"{error.filename}: can't list it: {error.strerror}") from error
 
-    def _open(self, key: str) -> BinaryIO:
+    def _open(self, key: str) -> BufferedReader:
         return open_regular(self.root, key)
 
     def read_unchanged(self, entry: Entry) -> bytes:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ingot.pipelines.cluster import cluster
+from ingot.pipelines.corpus import check_sources
 from ingot.pipelines.pipeline import run_stages, stages_of
 from ingot.pipelines.recipe import load_recipe
 from ingot.pipelines.runs import begin_attempt
@@ -32,6 +33,8 @@ def run_recipe(
     recipe = load_recipe(path, settings)
     stages = stages_of(recipe, until)
     store = open_store(recipe.store)
+    if number is None:  # a submitted attempt has begun: its failure is recorded, as every attempt's
+        check_sources(recipe.corpus, store)
     attempt = begin_attempt(store, recipe, stages, number)
     if keep:
         keep_output(attempt)

@@ -270,3 +270,19 @@ def test_what_nobody_foresaw_is_one_line_and_a_log(
     assert line.startswith("error: KeyError: ")
     assert line.endswith("all of it: .ingot/error.log")
     assert "Traceback" in (tmp_path / ".ingot/error.log").read_text()
+
+
+def test_a_store_inside_a_source_is_refused_before_anything_is_written(
+    run_ingot: Any, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a text")
+    (tmp_path / "link").symlink_to(texts)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: demo\ncorpus: {{sources: [{{source: files, name: raw, path: {texts}}}]}}\n")
+    for store in (texts, texts / "store", tmp_path / "link" / "store"):
+        done = run_ingot("run", str(recipe), "--store", str(store), cwd=tmp_path)
+        assert done.returncode == 2
+        assert "holds the store" in done.stderr
+        assert [path.name for path in texts.iterdir()] == ["a.txt"]

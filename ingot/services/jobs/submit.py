@@ -15,6 +15,7 @@ from ingot.pipelines.pipeline import stages_of
 from ingot.pipelines.recipe import Recipe, load_recipe
 from ingot.pipelines.runs import attempts_of
 from ingot.pipelines.sections import Files
+from ingot.pipelines.sources import check_apart
 from ingot.pipelines.store import open_store
 from ingot.services.jobs.api import HERE, Job, Jobs, address_of
 from ingot.services.jobs.package import RECIPE, package
@@ -37,6 +38,8 @@ def submit(path: Path, settings: Sequence[str], until: str | None, to: str) -> t
             "sees with --store s3://bucket/prefix"
         )
     _refuse_relative(recipe)
+    for source in recipe.corpus.sources:
+        check_apart(source, store)
     jobs = Jobs(to)
     # Before the jobs are looked at: an attempt that begins in between is then one of them, and attached to.
     begun = attempts_of(store, recipe.name)
