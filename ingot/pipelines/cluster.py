@@ -38,17 +38,16 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        os.environ.setdefault(_MANY_MACHINES, "0")
     make_token_private()
-    import ray
-
     mend = "check RAY_ADDRESS, or unset it to run on this machine alone"
     if address and (silence := unreachable(address)):
         raise IngotError(f"Ray at {address}: {silence}; {mend}")
     with ExitStack() as stack:
         if not address:
             folder = stack.enter_context(scratch_folder())
+            stack.enter_context(_loopback_alone())
+        import ray
+
         stack.callback(ray.shutdown)
         try:
             with _our_signals(held=not address):
@@ -73,6 +72,18 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
         make_token_private()
         with obituaries_aside(logs):
             yield logs
+
+
+@contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """For the time of the block: a cluster of several machines that is started later must not inherit it."""
+    given = os.environ.get(_MANY_MACHINES)
+    os.environ.setdefault(_MANY_MACHINES, "0")
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(_MANY_MACHINES, None)
 
 
 def joined() -> bool:

