@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from ingot.services.beside import side_by_side
+from ingot.services.running import end_on_signals
 from ingot.services.summaries import size
 
 RECIPE = Path("recipes/tiny.yaml")
@@ -37,6 +37,7 @@ console = Console(highlight=False)
 
 
 def main() -> None:
+    end_on_signals()
     began = time.monotonic()
     memory = PeakMemory()
     store = os.environ.get("INGOT_STORE", STORE)
@@ -91,7 +92,8 @@ def _ingot(*words: str) -> list[str]:
 
 
 def _ask(store: str) -> list[tuple[str, str]]:
-    """Serves the model, asks the questions, and stops the server."""
+    """Serves the model, asks the questions, and stops the server. An answer that does not end by itself
+    within the tokens it may have is marked."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,10 +109,12 @@ def _ask(store: str) -> list[tuple[str, str]]:
             reply = client.chat.completions.create(
                 model=MODEL, messages=[{"role": "user", "content": question}], max_tokens=64, temperature=0.0
             )
-            answers.append((question, reply.choices[0].message.content or ""))
+            [choice] = reply.choices
+            cut = " … (cut off)" if choice.finish_reason == "length" else ""
+            answers.append((question, (choice.message.content or "") + cut))
         return answers
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()  # SIGINT may be ignored, as below nohup
         try:
             server.wait(timeout=60)
         except subprocess.TimeoutExpired:
