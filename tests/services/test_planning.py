@@ -38,7 +38,7 @@ def test_a_plan_of_gpus_needs_neither_them_nor_the_store(run_ingot: Any, tmp_pat
 def test_a_plan_for_people_has_every_training(run_ingot: Any, tmp_path: Path) -> None:
     done = run_ingot("plan", TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1,705,600 parameters" in done.stdout
+    assert "1,647,552 parameters" in done.stdout
     for training in ("pretrain", "sft", "preference"):
         assert f"\n{training} " in done.stdout
     assert (
