@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ingot.pipelines.decompression import Unreadable, unpacked
+from ingot.pipelines.pieces import pieces
 from ingot.pipelines.sections import Files, PythonPackages
 
 _MAGIC = {
@@ -134,7 +135,9 @@ def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _text(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
-    yield Record(0, text=b"".join(_utf8(chunks)).decode("utf-8"))
+    text = b"".join(_utf8(chunks)).decode("utf-8")
+    for number, piece in enumerate(pieces(text, source.split if isinstance(source, Files) else None)):
+        yield Record(number, text=piece)
 
 
 def _json_lines(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:

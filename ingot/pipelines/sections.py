@@ -8,6 +8,7 @@ else changes."""
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -29,6 +30,7 @@ def how(default: Any = ..., **bounds: Any) -> Any:
 MOST_SEED = 2**32 - 1
 MOST_SNAPSHOT, MOST_SOURCES = 4095, 256  # what fits into a document's rank
 MOST_BANDS = 64
+BLANK_LINES = "blank-lines"
 MOST_DIGITS = 9
 LEAST_VOCABULARY, MOST_VOCABULARY = 300, 2**20  # `tokenizers` sets memory aside for as many as are asked for
 Algorithm = Literal["bpe", "wordpiece"]
@@ -91,8 +93,34 @@ class Files(Section):
     text: str = what("text")  # the field or column that holds the text
     url: str = what("url")  # the field or column that holds the address, where there is one
     format: Format = what("auto")  # of all files; by default each file's name and content decide
+    # Where a text file is cut into documents: blank-lines, a separator of your own ("\n---\n"), or the most
+    # characters of a document. By default each text file is one document.
+    split: int | str | None = what(None)
     most_unpacked: int = what(4_000_000_000, ge=1)  # bytes that a compressed file may hold
     most_ratio: int = what(200, ge=1)  # and so many times its own size, where that is over 16 MB
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _cuts_somewhere(cls, value: Any) -> Any:
+        number = type(value) is int and value >= 1
+        separator = isinstance(value, str) and value != ""
+        if value is not None and not number and not separator:
+            raise ValueError(
+                f"{value!r} does not say where to cut; write blank-lines, a separator in quotes, or the most "
+                "characters of a document (1 or more)"
+            )
+        if separator and value != BLANK_LINES and re.sub(r"\W|_", "", value).lower() == "blanklines":
+            raise ValueError(f"{value!r} would be a separator; write {BLANK_LINES}")
+        return value
+
+    @model_validator(mode="after")
+    def _only_text_is_split(self) -> Files:
+        if self.split is not None and self.format not in ("auto", "text"):
+            raise ValueError(
+                f"split cuts text files, and format: {self.format} has a document in each record; leave out "
+                "one of the two"
+            )
+        return self
 
 
 class Corpus(Section):

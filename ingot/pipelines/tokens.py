@@ -60,10 +60,7 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
     counts = {split: sum(tokens for _, tokens in shards[split]) for split in SPLITS}
     for split in SPLITS:
         if not counts[split]:
-            raise IngotError(
-                f"tokens: no document fell to the {split} split of {dedup.metrics['documents_out']}; "
-                "give more text, or set tokens.held_out nearer to one half"
-            )
+            raise IngotError(_without(split, dedup.metrics["documents_out"], section.held_out))
     meta = {
         "dtype": _dtype(encoder.vocabulary).name,
         "vocabulary": encoder.vocabulary,
@@ -85,6 +82,26 @@ def run(workspace: Workspace, section: Tokens, inputs: Mapping[str, Artifact]) -
         "unused_tokens": encoder.vocabulary - len(SPECIAL) - _used(records),
     }
     return Outcome(files, metrics)
+
+
+def _without(split: str, documents: int, share: float) -> str:
+    """Why a split has no document, and what gives it one."""
+    cut = (
+        "more files, or split: below a files source, which cuts its text files into documents (blank-lines, "
+        "a separator, or the most characters of each)"
+    )
+    if documents == 1:
+        return (
+            "tokens: dedup left a single document, and there must be one to train on and one to hold out; "
+            f"give more documents: {cut}"
+        )
+    wanted = share if split == "held-out" else 1 - share
+    way = "raise" if split == "held-out" else "lower"
+    return (
+        f"tokens: none of {documents:,} documents fell to the {split} split, where tokens.held_out {share:g} "
+        f"sends {wanted * documents:.2g} of them on average; {way} tokens.held_out, or give more documents: "
+        f"{cut}"
+    )
 
 
 def _by_source(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

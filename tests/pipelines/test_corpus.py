@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pydantic import ValidationError
 
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines import sources
@@ -199,6 +200,54 @@ def test_the_format_is_recognised_by_name_and_content(name: str, data: bytes) ->
 def test_a_declared_format_decides() -> None:
     source = sources.Files(source="files", name="raw", path="/raw", format="text")
     assert [record.text for record in sources.records(source, "a.html", b"<p>")] == ["<p>"]
+
+
+@pytest.mark.parametrize(
+    ("split", "text", "expected"),
+    [
+        ("blank-lines", "a\nb\n\nc\n \t\n\n\nd\n\n", ["a\nb", "c", "d"]),
+        ("blank-lines", "a\r\nb\r\n\r\nc", ["a\r\nb", "c"]),
+        ("\n---\n", "a\n\nb\n---\nc---\n---\n", ["a\n\nb", "c---"]),
+        (".", "a.b", ["a", "b"]),
+        (6, "abcd\nefgh ijklmnopqr", ["abcd\n", "efgh ", "ijklmn", "opqr"]),
+        (6, "ä" * 6, ["ä" * 6]),
+        (1, "abc", ["a", "b", "c"]),
+        (None, "a\n\nb", ["a\n\nb"]),
+        ("blank-lines", "", [""]),
+        ("blank-lines", "\n\n\n", [""]),
+    ],
+)
+def test_a_text_file_is_split_where_asked(split: Any, text: str, expected: list[str]) -> None:
+    source = sources.Files(source="files", name="raw", path="/raw", split=split)
+    for name, data in (("a.txt", text.encode()), ("a.md.gz", gzip.compress(text.encode()))):
+        found = list(sources.records(source, name, data))
+        assert [(record.number, record.text) for record in found] == list(enumerate(expected))
+
+
+def test_a_split_by_size_loses_nothing_and_leaves_records_of_other_formats_whole() -> None:
+    text = "a line of several words\n" * 500
+    source = sources.Files(source="files", name="raw", path="/raw", split=500)
+    found = [record.text for record in sources.records(source, "a.txt", text.encode())]
+    assert "".join(found) == text
+    assert all(250 < len(piece) <= 500 and piece[-1] == "\n" for piece in found[:-1])
+    [record] = sources.records(source, "a.jsonl", json_lines({"text": text}))
+    assert record.text == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"split": ""}, "does not say where to cut; write blank-lines, a separator"),
+        ({"split": 0}, "the most characters of a document"),
+        ({"split": 1.5}, "does not say where to cut"),
+        ({"split": True}, "no number"),
+        ({"split": "Blank Lines"}, "write blank-lines"),
+        ({"split": 9, "format": "jsonl"}, "split cuts text files, and format: jsonl"),
+    ],
+)
+def test_a_split_that_cuts_nothing_is_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        sources.Files(source="files", name="raw", path="/raw", **settings)
 
 
 def test_a_bad_value_of_parquet_costs_that_value_or_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,13 +184,45 @@ def test_a_lookup_of_several_files_is_read_in_small_parts(
     assert places.of("7" * 32) is None
 
 
+@pytest.mark.parametrize(
+    ("share", "reason"),
+    [
+        (
+            1e-9,
+            r"none of 57 documents fell to the held-out split, .* raise tokens\.held_out, .* split: below",
+        ),
+        (
+            1 - 1e-9,
+            r"none of 57 documents fell to the train split, .* lower tokens\.held_out, .* split: below",
+        ),
+    ],
+)
 def test_a_split_without_documents_is_refused(
-    small_path: Any, run_one_stage: Callable[..., Artifact]
+    small_path: Any, run_one_stage: Callable[..., Artifact], share: float, reason: str
 ) -> None:
-    with pytest.raises(
-        IngotError, match=r"no document fell to the held-out split of 57; .* tokens\.held_out"
-    ):
-        run_one_stage(small_path.store, "tokens", {"held_out": 1e-9}, small_path.inputs)
+    with pytest.raises(IngotError, match=reason):
+        run_one_stage(small_path.store, "tokens", {"held_out": share}, small_path.inputs)
+
+
+def test_one_text_file_is_a_corpus_where_it_is_split(
+    small_path: Any, run_one_stage: Callable[..., Artifact], keep: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    store, folder = small_path.store, tmp_path / "one"
+    folder.mkdir()
+    text = "\n\n".join(f"Speaker {number}:\nLine {number} of a play." for number in range(60))
+    (folder / "play.txt").write_text(text)
+
+    def tokens(**settings: Any) -> Artifact:
+        source = {"source": "files", "name": "play", "path": str(folder), **settings}
+        corpus = run_one_stage(store, "corpus", {"sources": [source]})
+        inputs = {**small_path.inputs, "corpus": corpus, "dedup": keep(store, corpus)}
+        return run_one_stage(store, "tokens", SETTINGS, inputs)
+
+    with pytest.raises(IngotError, match=r"dedup left a single document, .* split: below a files source"):
+        tokens()
+    made = tokens(split="blank-lines")
+    assert made.metrics["documents"] == 60
+    assert made.metrics["train_tokens"] > made.metrics["held_out_tokens"] > 0
 
 
 def test_a_damaged_input_is_named(
