@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from ingot.errors import IngotError
 from ingot.pipelines import sources
 from ingot.pipelines.artifact import Artifact, File, put_json, put_table, read_table
+from ingot.pipelines.characters import is_blank
 from ingot.pipelines.sections import Corpus, Files, PythonPackages
 from ingot.pipelines.store import Entry, Store
 from ingot.pipelines.units import Workspace
@@ -135,7 +136,7 @@ def _read(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
                 bad.append(
                     {"source": source.name, "path": entry.key, "record": record.number, "reason": record.bad}
                 )
-            elif not record.text.strip():
+            elif is_blank(record.text):
                 count["empty"] += 1
             else:
                 documents.add(source.name, entry.key, record)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
 import shutil
+import sys
 import sysconfig
+import unicodedata
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from pydantic import ValidationError
 from ingot.errors import IngotError, UsageError
 from ingot.pipelines import sources
 from ingot.pipelines.artifact import Artifact
+from ingot.pipelines.characters import is_blank
 from ingot.pipelines.corpus import document_id
 from ingot.pipelines.sections import PythonPackages
 from ingot.pipelines.store import LocalStore, Store, open_store
@@ -128,6 +132,39 @@ def test_empty_texts_are_counted_and_left_out(folder: Path, corpus: Corpus) -> N
     artifact = corpus(folder)
     assert [row["record"] for row in documents(artifact)] == [1]
     assert (artifact.metrics["empty"], artifact.metrics["documents_in"]) == (3, 4)
+
+
+def test_a_text_of_which_nothing_can_be_seen_is_empty(folder: Path, corpus: Corpus) -> None:
+    invisible = [" \t", "\u200b\u200f", "\u2060\n", "\ufeff", "\xad", "\x00\x1b\x85", "\u3164", "\U000e0041"]
+    visible = ["\u200bx", ".", "\u0301", "😀", "\u0600"]
+    (folder / "a.jsonl").write_bytes(json_lines(*({"text": text} for text in invisible + visible)))
+    (folder / "b.txt").write_bytes(codecs.BOM_UTF8)
+    (folder / "c.txt").write_bytes("\u200b\n".encode("utf-16"))
+    artifact = corpus(folder)
+    assert [row["text"] for row in documents(artifact)] == visible
+    assert artifact.metrics["empty"] == len(invisible) + 2
+
+
+def test_what_unicode_calls_format_control_or_separator_is_blank() -> None:
+    drawn = {0x070F, 0x08E2, 0x110BD, 0x110CD, *range(0x0600, 0x0606), 0x06DD, 0x0890, 0x0891}
+    drawn |= set(range(0x13430, 0x13440))  # signs that enclose numbers, and joiners of hieroglyphs
+    for code in set(range(sys.maxunicode + 1)) - drawn:
+        if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zs", "Zl", "Zp"):
+            assert is_blank(chr(code)), hex(code)
+    letters = [
+        chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "LNPS"
+    ]
+    assert [each for each in letters if is_blank(each)] == list("\u115f\u1160\u2800\u3164\uffa0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+@pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a", bytes)])
+def test_a_byte_order_mark_is_no_part_of_a_text(
+    encoding: str, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    source = sources.Files(source="files", name="raw", path="/raw")
+    [record] = sources.records(source, name, pack("naïve 漢字\n".encode(encoding)))
+    assert (record.text, record.bad) == ("naïve 漢字\n", None)
 
 
 BAD = {
