@@ -80,7 +80,10 @@ def run(workspace: Workspace, section: Corpus, inventory: Mapping[str, Any]) -> 
     records = workspace.run_shared("corpus", "read", bodies, _read)
     total = {
         name: sum(record[name] for record in records)
-        for name in ("files", "bytes_in", "documents_in", "documents_out", "bytes_out", "empty", "bad")
+        for name in (
+            *("files", "bytes_in", "documents_in", "documents_out", "bytes_out", "empty", "bad"),
+            "lost_values",
+        )
     }
     if total["bad"] and section.bad_records == "fail":
         entry = next(record["quarantine"] for record in records if record["quarantine"])
@@ -125,7 +128,7 @@ def _read(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
     source = _SOURCE.validate_python(body["source"])
     documents = _Documents(store, body["file_bytes"])
     bad: list[dict[str, Any]] = []
-    count = {"files": 0, "bytes_in": 0, "documents_in": 0, "empty": 0}
+    count = {"files": 0, "bytes_in": 0, "documents_in": 0, "empty": 0, "lost_values": 0}
     for entry in (Entry(**entry) for entry in body["entries"]):
         data = sources.read_unchanged(source, entry)
         count["files"] += 1
@@ -139,6 +142,7 @@ def _read(store: Store, body: Mapping[str, Any]) -> dict[str, Any]:
             elif is_blank(record.text):
                 count["empty"] += 1
             else:
+                count["lost_values"] += record.lost_values
                 documents.add(source.name, entry.key, record)
     return {
         **count,

@@ -8,17 +8,23 @@ from collections.abc import Iterator
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 RATIO_FROM = 16_000_000  # bytes of output below which the ratio says nothing: a small file may repeat itself
 _INPUT, _OUTPUT = 2048, 4096  # bytes at once; gzip makes at most 1,032 bytes of one
-_TRUNCATED = "the compressed file is truncated"
 
 
 class Unreadable(Exception):
     """The rest of a file can't be read; its message is the reason."""
 
 
+class Truncated(Unreadable):
+    """The file ends too early; what came before is good."""
+
+    def __init__(self) -> None:
+        super().__init__("the compressed file is truncated")
+
+
 def unpacked(path: str, data: bytes, limits: tuple[int, int] | None = None) -> Iterator[bytes]:
     """The content of gzip or zstd data, or the data itself. `limits`: the most bytes a file may hold, and
-    the most times its own size. Raises Unreadable past a limit, and where the data is damaged or cut, after
-    all that came before."""
+    the most times its own size. Raises Unreadable past a limit and where the data is damaged, and
+    Truncated where it is cut, after all that came before."""
     if data.startswith(GZIP):
         chunks = _gzip(data)
     elif data.startswith(ZSTD):
@@ -53,7 +59,7 @@ def _gzip(data: bytes) -> Iterator[bytes]:
             member = zlib.decompressobj(31)
         piece = data[place : place + _INPUT]
         if not piece:
-            raise Unreadable(_TRUNCATED)
+            raise Truncated
         try:
             chunk = member.decompress(piece)
         except zlib.error as error:
@@ -71,8 +77,9 @@ def _zstd(data: bytes) -> Iterator[bytes]:
         try:
             chunk = stream.read(_OUTPUT)
         except OSError as error:
-            truncated = str(error).startswith("Truncated")
-            raise Unreadable(_TRUNCATED if truncated else f"not a readable archive: {error}") from error
+            if str(error).startswith("Truncated"):
+                raise Truncated from error
+            raise Unreadable(f"not a readable archive: {error}") from error
         if not chunk:
             return
         yield chunk

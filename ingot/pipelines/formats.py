@@ -9,12 +9,12 @@ import codecs
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from ingot.pipelines.decompression import Unreadable, unpacked
+from ingot.pipelines.decompression import Truncated, Unreadable, unpacked
 from ingot.pipelines.pieces import pieces
 from ingot.pipelines.sections import Files, PythonPackages
 
@@ -52,6 +52,7 @@ class Record:
     url: str | None = None
     metadata: str | None = None
     bad: str | None = None
+    lost_values: int = 0  # of address and metadata, that could not be read
 
 
 def records(source: PythonPackages | Files, path: str, data: bytes) -> Iterator[Record]:
@@ -135,9 +136,25 @@ def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _text(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
-    text = b"".join(_utf8(chunks)).decode("utf-8")
-    for number, piece in enumerate(pieces(text, source.split if isinstance(source, Files) else None)):
+    data, cut = _until_cut(_utf8(chunks))
+    # of a character that the cut goes through, the first bytes are dropped
+    text = codecs.getincrementaldecoder("utf-8")().decode(data, final=cut is None)
+    found = pieces(text, source.split if isinstance(source, Files) else None)
+    for number, piece in enumerate(found):
         yield Record(number, text=piece)
+    if cut is not None:
+        yield Record(len(found), bad=f"{cut}, after {len(text):,} characters, which are kept")
+
+
+def _until_cut(chunks: Iterable[bytes]) -> tuple[bytes, Truncated | None]:
+    """All bytes, or those before the place where the file is truncated."""
+    parts = []
+    try:
+        for chunk in chunks:
+            parts.append(chunk)
+    except Truncated as error:
+        return b"".join(parts), error
+    return b"".join(parts), None
 
 
 def _json_lines(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
@@ -161,17 +178,22 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
     """An array of objects, one object, or JSON lines."""
-    data = b"".join(_utf8(chunks))
+    data, cut = _until_cut(_utf8(chunks))
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        yield from _json_lines(source, [data])
-        return
-    for number, each in enumerate(body if isinstance(body, list) else [body]):
-        if isinstance(each, dict):
-            yield _fields(source, number, each, f"record {number + 1}")
-        else:
-            yield Record(number, bad=f"record {number + 1} is no JSON object")
+        if cut is None:
+            yield from _json_lines(source, [data])
+        elif not data.lstrip().startswith(b"["):
+            yield from _json_lines(source, [data[: data.rfind(b"\n") + 1]])
+    else:
+        for number, each in enumerate(body if isinstance(body, list) else [body]):
+            if isinstance(each, dict):
+                yield _fields(source, number, each, f"record {number + 1}")
+            else:
+                yield Record(number, bad=f"record {number + 1} is no JSON object")
+    if cut is not None:
+        raise cut
 
 
 def _json_record(source: PythonPackages | Files, number: int, line: bytes) -> Record:
@@ -196,24 +218,35 @@ def _parquet(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterato
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(b"".join(chunks)))
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        names = file.schema_arrow.names
     except wrong as error:
         raise Unreadable(f"not a readable Parquet file: {_first_line(error)}") from error
+
+    def readable(group: int, name: str) -> bool:
+        try:
+            file.read_row_group(group, columns=[name])
+        except wrong:
+            return False
+        return True
+
     number = 0
     for group, rows in enumerate(groups):
-        stop, reason = number + rows, ""
-        for columns in (None, [source.text, source.url], [source.text]):
-            # a damaged column of metadata costs that column of what is left of the row group, and no text
+        stop, reason, columns, missing = number + rows, "", None, 0
+        for _ in range(2):
             try:
                 skip = number - (stop - rows)
                 for batch in file.iter_batches(1000, row_groups=[group], columns=columns):
                     for index in range(min(skip, batch.num_rows), batch.num_rows):
-                        yield _row(source, number, batch, index)
+                        yield _row(source, number, batch, index, missing)
                         number += 1
                     skip = max(0, skip - batch.num_rows)
             except wrong as error:
                 reason = reason or _first_line(error)
             if number == stop:
                 break
+            # a damaged column of metadata costs what is left of that column in the row group, and no text
+            columns = [name for name in names if name == source.text or readable(group, name)]
+            missing = len(names) - len(columns)
         for lost in range(number, stop):
             yield Record(lost, bad=f"not a readable Parquet file: row {lost}: {reason}")
         number = stop
@@ -223,7 +256,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _row(source: Files, number: int, batch: Any, index: int) -> Record:
+def _row(source: Files, number: int, batch: Any, index: int, lost: int) -> Record:
+    """`lost`: values of the row that are in columns which can't be read."""
     body: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -231,8 +265,8 @@ def _row(source: Files, number: int, batch: Any, index: int) -> Record:
         except (ValueError, OverflowError, OSError) as error:  # text that is not UTF-8, a date out of range
             if name == source.text:
                 return Record(number, bad=f"record {number}: {name}: {_first_line(error)}")
-            body[name] = None
-    return _fields(source, number, body, f"record {number}")
+            body[name], lost = None, lost + 1
+    return replace(_fields(source, number, body, f"record {number}"), lost_values=lost)
 
 
 def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any], place: str) -> Record:

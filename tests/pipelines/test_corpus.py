@@ -169,8 +169,8 @@ def test_a_byte_order_mark_is_no_part_of_a_text(
 
 BAD = {
     "latin.txt": ("café".encode("latin-1"), "not UTF-8 at byte 3"),
-    "cut.txt.gz": (gzip.compress(b"text " * 1000)[:-9], "the compressed file is truncated"),
-    "cut.txt.zst": (zstd(bytes(range(1, 256)) * 900)[:-5], "the compressed file is truncated"),
+    "cut.txt.gz": (gzip.compress(b"text")[:10], "the compressed file is truncated"),
+    "cut.txt.zst": (zstd(b"text")[:6], "the compressed file is truncated"),
     "junk.txt.gz": (b"this is no archive", "not a readable archive"),
     "junk.txt.zst": (b"this is no archive", "not a readable archive"),
     "bad.jsonl": (b'{"text": "good"}\n{"text": \n', "line 2 is not JSON"),
@@ -297,6 +297,7 @@ def test_a_bad_value_of_parquet_costs_that_value_or_row() -> None:
     found = list(sources.records(source, "a.parquet", table))
     assert [(record.text, record.bad) for record in found] == [("a", None), ("b", None), ("c", None)]
     assert json.loads(found[1].metadata or "") == {"at": None}
+    assert [record.lost_values for record in found] == [0, 1, 0]
     found = list(sources.records(source, "a.parquet", parquet(pyarrow.table({"text": broken}))))
     assert [record.text for record in found] == ["a", "", "c"]
     assert "record 1: text: " in (found[1].bad or "")
@@ -311,6 +312,75 @@ def test_a_truncated_file_keeps_what_came_before(name: str, pack: Callable[[byte
     assert [record.text for record in before] == texts[: len(before)]
     assert len(before) > 4000
     assert last.bad == f"the compressed file is truncated, after {len(before)} records"
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("zst", zstd)])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_truncated_text_keeps_what_came_before(
+    suffix: str, pack: Callable[[bytes], bytes], encoding: str
+) -> None:
+    text = "\n\n".join(uuid.uuid4().hex + "ä漢" for _ in range(9000))
+    data = pack(text.encode(encoding))
+    data = data[: len(data) * 3 // 4]
+    source = sources.Files(source="files", name="raw", path="/raw")
+    whole, last = sources.records(source, f"a.txt.{suffix}", data)
+    assert text.startswith(whole.text)
+    assert len(whole.text) > len(text) // 3
+    reason = f"the compressed file is truncated, after {len(whole.text):,} characters, which are kept"
+    assert (last.number, last.text, last.bad) == (1, "", reason)
+    source = sources.Files(source="files", name="raw", path="/raw", split="blank-lines")
+    *found, last = sources.records(source, f"a.txt.{suffix}", data)
+    assert [record.text for record in found] == whole.text.split("\n\n")
+    assert (last.number, last.bad) == (len(found), reason)
+
+
+def test_a_truncated_json_file_keeps_whole_lines_and_reports_the_cut() -> None:
+    source = sources.Files(source="files", name="raw", path="/raw")
+    texts = [uuid.uuid4().hex for _ in range(9000)]
+    lines = gzip.compress(json_lines(*({"text": text} for text in texts)))
+    *found, last = sources.records(source, "a.json.gz", lines[: len(lines) * 3 // 4])
+    assert [record.text for record in found] == texts[: len(found)]
+    assert len(found) > 4000
+    assert last.bad == f"the compressed file is truncated, after {len(found)} records"
+    array = gzip.compress(json.dumps([{"text": text} for text in texts]).encode())
+    [only] = sources.records(source, "a.json.gz", array[: len(array) * 3 // 4])
+    assert only.bad == "the compressed file is truncated"
+    found = list(sources.records(source, "a.json.gz", array[:-4]))  # the array is whole, the checksum is not
+    assert [record.text for record in found] == [*texts, ""]
+    assert found[-1].bad == "the compressed file is truncated, after 9000 records"
+
+
+def test_what_a_damaged_row_group_loses_is_counted(folder: Path, corpus: Corpus) -> None:
+    texts = [f"text {number}" for number in range(30)]
+    columns = {"text": texts, "note": [f"note {number}" for number in range(30)], "n": list(range(30))}
+
+    def damaged(column: int) -> bytes:
+        """With the pages of one column of the second of three row groups overwritten."""
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), sink, row_group_size=10, compression="none", use_dictionary=False
+        )
+        data = bytearray(sink.getvalue())
+        chunk = pyarrow.parquet.read_metadata(io.BytesIO(data)).row_group(1).column(column)
+        start = chunk.data_page_offset
+        data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+        return bytes(data)
+
+    (folder / "a.parquet").write_bytes(damaged(column=0))
+    (folder / "b.parquet").write_bytes(damaged(column=1))
+    artifact = corpus(folder, bad_records="quarantine")
+    rows = documents(artifact)
+    kept = [*range(10), *range(20, 30)]
+    assert [(row["path"], row["record"]) for row in rows] == [
+        *(("a.parquet", number) for number in kept),
+        *(("b.parquet", number) for number in range(30)),
+    ]
+    assert [row["text"] for row in rows] == [texts[number] for number in kept] + texts
+    assert json.loads(rows[20 + 15]["metadata"]) == {"n": 15}
+    lost = quarantine(artifact)
+    assert [(row["path"], row["record"]) for row in lost] == [("a.parquet", n) for n in range(10, 20)]
+    assert all("not a readable Parquet file: row " in row["reason"] for row in lost)
+    assert (artifact.metrics["bad"], artifact.metrics["lost_values"]) == (10, 10)
 
 
 def test_by_default_a_bad_record_stops_the_run(folder: Path, corpus: Corpus, store: LocalStore) -> None:
