@@ -40,6 +40,7 @@ _REFUSED = {
     ".arrow": "Arrow",
 }
 _NAMES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _HEAD = 4096  # bytes of a file that are looked at to recognise its format
 
 
@@ -105,7 +106,7 @@ def _recognised(path: str, head: bytes) -> str:
     )
     if kind is None and head.startswith(b"PAR1"):
         return "parquet"
-    if kind is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if kind is None and b"\0" in head and not head.startswith(_MARKS):
         kind = "binary"
     if kind is not None:
         raise Unreadable(
@@ -123,11 +124,20 @@ def _recognised(path: str, head: bytes) -> str:
     return "text"
 
 
-def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in UTF-8 without a byte order mark; UTF-16 is decoded where it has one."""
+def _utf8(chunks: Iterable[bytes], of_json: bool = False) -> Iterator[bytes]:
+    """The same text in UTF-8 without a byte order mark; UTF-16 is decoded where it has one. Raises Unreadable
+    for UTF-32, and for JSON in UTF-16 without a mark: JSON begins with ASCII, so a zero byte shows it."""
     iterator = iter(chunks)
     head = next(iterator, b"")
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or (
+        of_json and not marked and b"\0" in head[:4]
+    ):
+        raise Unreadable(
+            "the file is neither UTF-8 nor UTF-16 with a byte order mark (UTF-32, or UTF-16 without one); "
+            "convert it to UTF-8"
+        )
+    if marked:
         for text in codecs.iterdecode(chain([head], iterator), "utf-16"):
             yield text.encode()
         return
@@ -158,7 +168,7 @@ def _until_cut(chunks: Iterable[bytes]) -> tuple[bytes, Truncated | None]:
 
 
 def _json_lines(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(_lines(_utf8(chunks))):
+    for number, line in enumerate(_lines(_utf8(chunks, of_json=True))):
         if line.strip():
             yield _json_record(source, number, line)
 
@@ -178,7 +188,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
     """An array of objects, one object, or JSON lines."""
-    data, cut = _until_cut(_utf8(chunks))
+    data, cut = _until_cut(_utf8(chunks, of_json=True))
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -283,10 +293,12 @@ def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any]
         )
     found = body.get(source.url)
     url = found if isinstance(found, str) else None
-    if not is_unicode(text) or not is_unicode(url or ""):
-        return Record(number, bad=f"{place} holds half of a surrogate pair")
+    for name, value in ((source.text, text), (source.url, url or "")):
+        if not is_unicode(value):
+            return Record(number, bad=f"{place} holds half of a surrogate pair in its field {name!r}")
     rest = {name: value for name, value in body.items() if name not in (source.text, source.url)}
     try:
+        # in ASCII: half of a surrogate pair stays an escape, which Parquet can hold and JSON reads back
         metadata = json.dumps(rest, sort_keys=True, default=str) if rest else None
     except RecursionError:
         return Record(number, bad=f"{place} is nested too deeply")

@@ -25,6 +25,7 @@ from ingot.pipelines import sources
 from ingot.pipelines.artifact import Artifact
 from ingot.pipelines.characters import is_blank
 from ingot.pipelines.corpus import document_id
+from ingot.pipelines.dedup.rank import qualities
 from ingot.pipelines.sections import PythonPackages
 from ingot.pipelines.store import LocalStore, Store, open_store
 
@@ -179,10 +180,13 @@ BAD = {
     "deep.jsonl": (b'{"text": "good"}\n' + b"[" * 100_000 + b"\n", "line 2 is not JSON"),
     "field.jsonl": (b'{"text": "good"}\n{"txt": "x"}\n', "line 2 has no text field 'text'"),
     "number.jsonl": (b'{"text": "good"}\n{"text": 3}\n', "line 2 has no text field 'text'"),
-    "half.jsonl": (b'{"text": "good"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
+    "half.jsonl": (
+        b'{"text": "good"}\n{"text": "\\ud800"}\n',
+        "line 2 holds half of a surrogate pair in its field 'text'",
+    ),
     "url.jsonl": (
         b'{"text": "good"}\n{"text": "x", "url": "\\udc00"}\n',
-        "line 2 holds half of a surrogate",
+        "line 2 holds half of a surrogate pair in its field 'url'",
     ),
     "cut.jsonl.gz": (gzip.compress(json_lines({"text": "good"}) * 9000)[:-9], "truncated, after "),
     "cut.parquet": (parquet(pyarrow.table({"text": ["x" * 99] * 99}))[:-40], "not a readable Parquet file"),
@@ -411,6 +415,47 @@ def test_bad_records_go_to_quarantine_when_asked(folder: Path, corpus: Corpus) -
     metrics = artifact.metrics
     assert metrics["documents_in"] == metrics["documents_out"] + metrics["bad"] + metrics["empty"]
     assert {row["text"] for row in documents(artifact)} == {"good"}
+
+
+HALVES = {
+    "name": b'{"text": "good"}\n{"\\ud800": "text"}\n',
+    "text": b'{"text": "good"}\n{"text": "a \\udc00"}\n',
+    "url": b'{"text": "good"}\n{"text": "a", "url": "http://\\ud800"}\n',
+}
+
+
+@pytest.mark.parametrize("field", HALVES)
+def test_half_of_a_surrogate_pair_is_named_by_file_and_line(field: str, folder: Path, corpus: Corpus) -> None:
+    (folder / "half.jsonl").write_bytes(HALVES[field])
+    with pytest.raises(IngotError, match=r"^corpus: raw: half\.jsonl: line 2 ") as caught:
+        corpus(folder)
+    str(caught.value).encode()
+    artifact = corpus(folder, bad_records="quarantine")
+    assert [row["text"] for row in documents(artifact)] == ["good"]
+    [row] = quarantine(artifact)
+    assert (row["path"], row["record"]) == ("half.jsonl", 1)
+    assert row["reason"].startswith("line 2 ")
+
+
+def test_half_of_a_surrogate_pair_in_metadata_stays_an_escape(folder: Path, corpus: Corpus) -> None:
+    body = b'{"text": "good", "q": 2, "\\ud800": "x", "deep": {"\\udc00": ["\\ud801"]}}\n'
+    (folder / "half.jsonl").write_bytes(body)
+    artifact = corpus(folder)
+    [row] = documents(artifact)
+    assert row["metadata"].isascii()
+    assert json.loads(row["metadata"]) == {"q": 2, "\ud800": "x", "deep": {"\udc00": ["\ud801"]}}
+    assert qualities([row["metadata"]], "q", "a file").tolist() == [2]
+    assert artifact.metrics["bad"] == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.JSONL.gz", "a.txt", "a"])
+def test_an_encoding_that_is_not_read_is_one_reason_for_the_whole_file(name: str, encoding: str) -> None:
+    data = json_lines({"text": "one"}, {"text": "two"}).decode().encode(encoding)
+    source = sources.Files(source="files", name="raw", path="/raw")
+    [record] = sources.records(source, name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert record.bad is not None
+    assert "UTF-16" in record.bad or "binary" in record.bad
 
 
 def test_a_corpus_without_text_says_so(folder: Path, corpus: Corpus) -> None:
