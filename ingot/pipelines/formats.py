@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
+from ingot.pipelines.characters import MARKS, is_unicode, utf8
 from ingot.pipelines.decompression import Truncated, Unreadable, unpacked
 from ingot.pipelines.pieces import pieces
 from ingot.pipelines.sections import Files, PythonPackages
@@ -40,7 +41,6 @@ _REFUSED = {
     ".arrow": "Arrow",
 }
 _NAMES = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
-_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _HEAD = 4096  # bytes of a file that are looked at to recognise its format
 
 
@@ -106,7 +106,7 @@ def _recognised(path: str, head: bytes) -> str:
     )
     if kind is None and head.startswith(b"PAR1"):
         return "parquet"
-    if kind is None and b"\0" in head and not head.startswith(_MARKS):
+    if kind is None and b"\0" in head and not head.startswith(MARKS):
         kind = "binary"
     if kind is not None:
         raise Unreadable(
@@ -124,29 +124,8 @@ def _recognised(path: str, head: bytes) -> str:
     return "text"
 
 
-def _utf8(chunks: Iterable[bytes], of_json: bool = False) -> Iterator[bytes]:
-    """The same text in UTF-8 without a byte order mark; UTF-16 is decoded where it has one. Raises Unreadable
-    for UTF-32, and for JSON in UTF-16 without a mark: JSON begins with ASCII, so a zero byte shows it."""
-    iterator = iter(chunks)
-    head = next(iterator, b"")
-    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or (
-        of_json and not marked and b"\0" in head[:4]
-    ):
-        raise Unreadable(
-            "the file is neither UTF-8 nor UTF-16 with a byte order mark (UTF-32, or UTF-16 without one); "
-            "convert it to UTF-8"
-        )
-    if marked:
-        for text in codecs.iterdecode(chain([head], iterator), "utf-16"):
-            yield text.encode()
-        return
-    yield head.removeprefix(codecs.BOM_UTF8)
-    yield from iterator
-
-
 def _text(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
-    data, cut = _until_cut(_utf8(chunks))
+    data, cut = _until_cut(utf8(chunks))
     # of a character that the cut goes through, the first bytes are dropped
     text = codecs.getincrementaldecoder("utf-8")().decode(data, final=cut is None)
     found = pieces(text, source.split if isinstance(source, Files) else None)
@@ -168,7 +147,7 @@ def _until_cut(chunks: Iterable[bytes]) -> tuple[bytes, Truncated | None]:
 
 
 def _json_lines(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(_lines(_utf8(chunks, of_json=True))):
+    for number, line in enumerate(_lines(utf8(chunks, of_json=True))):
         if line.strip():
             yield _json_record(source, number, line)
 
@@ -188,7 +167,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterator[Record]:
     """An array of objects, one object, or JSON lines."""
-    data, cut = _until_cut(_utf8(chunks, of_json=True))
+    data, cut = _until_cut(utf8(chunks, of_json=True))
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -303,15 +282,6 @@ def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any]
     except RecursionError:
         return Record(number, bad=f"{place} is nested too deeply")
     return Record(number, text, url, metadata)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether it has a UTF-8 form: half of a surrogate pair has none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 Reader = Callable[[PythonPackages | Files, Iterable[bytes]], Iterator[Record]]

@@ -10,7 +10,8 @@ from io import BufferedReader
 from pathlib import Path
 
 from ingot.errors import IngotError, UsageError
-from ingot.pipelines.formats import Record, is_unicode, records
+from ingot.pipelines.characters import is_unicode
+from ingot.pipelines.formats import Record, records
 from ingot.pipelines.listing import Skipped
 from ingot.pipelines.sections import Files, PythonPackages
 from ingot.pipelines.store import Entry, LocalStore, Store, open_store
