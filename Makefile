@@ -19,7 +19,7 @@ $(VENV)/installed: requirements/torch-cpu.txt requirements/cpu.txt requirements/
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m ingot.services.demo
+	@$(BIN)/python -m ingot.services.demo --end-with-parent
 
 test: install
 	@$(BIN)/python -m pytest -m "not long"

@@ -1,5 +1,6 @@
 """Processes that end with the process which started them, however that one ends (Linux; elsewhere nothing is
-done). The kernel sends SIGKILL to a child when its parent dies: nothing is left to run in the parent then.
+done). The kernel sends a signal, SIGKILL by default, to a child when its parent dies: nothing is left to run
+in the parent then.
 
 As a module preloaded by a fork server (`multiprocessing.set_forkserver_preload`) it ties the fork server to
 its owner and every process forked there to the fork server."""
@@ -16,11 +17,12 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def end_with_parent(parent: int | None = None) -> None:
+def end_with_parent(parent: int | None = None, sign: signal.Signals = signal.SIGKILL) -> None:
     """Ends this process when its parent does, and at once where the parent has ended already: where it is no
-    longer `parent`. By default the parent is whatever process it is now."""
+    longer `parent`. By default the parent is whatever process it is now. `sign` is what the kernel sends: for
+    a process that on SIGTERM cleans up, and ends, SIGTERM."""
     parent = os.getppid() if parent is None else parent
-    if _LIBC is not None and _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0):
+    if _LIBC is not None and _LIBC.prctl(_PR_SET_PDEATHSIG, int(sign), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it died before the call, and the kernel will send nothing
         os._exit(1)

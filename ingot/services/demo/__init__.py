@@ -1,0 +1,1 @@
+"""The demo: a recipe run end to end, its model served, and what each stage taught it shown side by side."""
