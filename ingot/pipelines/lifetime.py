@@ -1,6 +1,7 @@
 """Processes that end with the process which started them, however that one ends (Linux; elsewhere nothing is
 done). The kernel sends a signal, SIGKILL by default, to a child when its parent dies: nothing is left to run
-in the parent then.
+in the parent then. It does so when the thread that started the child ends: that thread must live as long as
+its process.
 
 As a module preloaded by a fork server (`multiprocessing.set_forkserver_preload`) it ties the fork server to
 its owner and every process forked there to the fork server."""

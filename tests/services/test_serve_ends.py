@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from ports import free_port
@@ -22,6 +27,7 @@ from test_serve import checkpoint  # noqa: F401
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
+CLIENTS = 4  # fewer than may wait
 REPLICA, ENGINE, FORK_SERVER = "ServeReplica", "EngineCore", "multiprocessing.forkserver"
 
 
@@ -39,6 +45,9 @@ class Served:
 
     def find(self, what: str) -> list[psutil.Process]:
         return [process for process in self.family() if what in description(process)]
+
+    def status(self, path: str) -> int:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=10).status_code
 
     def answers(self) -> bool:
         body = json.dumps({"model": "tiny", "prompt": "the", "max_tokens": 1}).encode()
@@ -124,6 +133,74 @@ def test_the_chain_dies_from_its_dead_part_downwards_and_is_replaced(checkpoint,
         served.process.kill()
         served.process.wait()
         assert gone(family) == []
+
+
+def test_a_dead_engine_costs_the_requests_under_way_and_is_503_until_it_is_replaced(checkpoint, root):  # noqa: F811
+    with serving(checkpoint, root) as served:
+        assert forked_by_other_threads(served) == []
+        ends = threading.Event()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            loops = [pool.submit(ask_until, served, ends) for _ in range(CLIENTS)]
+            try:
+                wait_until(served.answers)
+                [engine] = served.find(ENGINE)
+                killed = time.monotonic()
+                engine.kill()
+                wait_until(lambda: served.status("/health") == 503)
+                fresh = ask(served)
+                wait_until(served.answers, 180)
+                time.sleep(1)  # for the clients to be answered again
+            finally:
+                ends.set()
+        late = [one for loop in loops for one in loop.result() if one.ended > killed]
+        counts = Counter((one.status, one.retry_after) for one in late)
+        assert (fresh.status, fresh.retry_after) == (503, "2")
+        assert fresh.ended - fresh.began < 5  # far less than a replica takes to start
+        assert set(counts) <= {(200, None), (429, "1"), (503, "2")}
+        assert all(loop.result()[-1].status == 200 for loop in loops), counts
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request's answer and when it was asked for and came, in seconds of the monotonic clock."""
+
+    status: int
+    retry_after: str | None
+    began: float
+    ended: float
+
+
+def ask(served: Served) -> Answered:
+    """One request; the status is 0 where the connection broke."""
+    body = {"model": "tiny", "prompt": "the", "max_tokens": 4, "ignore_eos": True}
+    began = time.monotonic()
+    try:
+        answer = httpx.post(f"http://127.0.0.1:{served.port}/v1/completions", json=body, timeout=200)
+        status, retry_after = answer.status_code, answer.headers.get("retry-after")
+    except httpx.TransportError:
+        status, retry_after = 0, None
+    return Answered(status, retry_after, began, time.monotonic())
+
+
+def ask_until(served: Served, ends: threading.Event) -> list[Answered]:
+    """A client that sends one request after the other, sooner than Retry-After asks for."""
+    answers = []
+    while not ends.is_set():
+        answers.append(ask(served))
+        if answers[-1].status != 200:
+            time.sleep(0.05)
+    return answers
+
+
+def forked_by_other_threads(served: Served) -> list[str]:
+    """Children of the raylet that a thread other than its first has started. A worker is tied to the thread
+    that started it, not to the process, so that thread must live as long as the process does."""
+    [raylet] = served.find("/raylet/raylet")
+    return [
+        f"{task.name}: {children}"
+        for task in Path(f"/proc/{raylet.pid}/task").iterdir()
+        if (children := (task / "children").read_text()) and int(task.name) != raylet.pid
+    ]
 
 
 def listening_on_all_addresses(served: Served) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +14,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 
 from ingot.services.serve import proxy
 from ingot.services.serve.limits import BODY_BYTES
+
+
+@pytest.fixture(autouse=True)
+def replicas_run(monkeypatch):
+    monkeypatch.setattr(proxy, "replicas_run", lambda: True)
 
 
 def ask(app, path="/v1/completions", **choices) -> httpx.Response:
@@ -46,12 +53,43 @@ def test_no_route_means_that_nothing_serves_yet_or_any_more():
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-def test_a_failure_without_an_answer_is_500():
+def test_a_replica_that_ended_before_it_answered_is_503():
     async def silent(scope, receive, send):
         return
 
     answer = ask(silent)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_requests_are_refused_at_once_only_while_it_is_known_that_no_replica_runs(monkeypatch):
+    running: list[bool | Exception] = [True]
+
+    def answer() -> bool:
+        if isinstance(running[-1], Exception):
+            raise running[-1]
+        return running[-1]
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(proxy.ProxyLayer(JSONResponse({})))
+        async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+
+            async def status(path: str = "/v1/models") -> int:
+                return (await client.get(path)).status_code
+
+            assert (await status("/health"), await status()) == (200, 200)
+            running.append(False)
+            assert (await status("/health"), await status()) == (503, 503)
+            assert (await client.get("/v1/models")).headers["retry-after"] == "2"
+            running.append(True)
+            assert await status() == 200  # the first request after the replica is back
+            running.append(RuntimeError("no controller"))
+            assert (await status("/health"), await status()) == (503, 200)
+
+    monkeypatch.setattr(proxy, "replicas_run", answer)
+    ages = itertools.count(step=2 * proxy.HEALTH_SECONDS)  # each answer is too old for the next request
+    monkeypatch.setattr(proxy, "time", SimpleNamespace(monotonic=lambda: next(ages)))
+    asyncio.run(go())
 
 
 def test_answers_of_a_replica_pass_unchanged():

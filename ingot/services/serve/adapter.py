@@ -127,9 +127,14 @@ class Engine:
         """Raises where the engine is dead."""
         await self.model.check_health()
 
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's process has ended or failed; it does not recover."""
+        return bool(self.model.errored)
+
     async def died(self) -> None:
         """Returns once the engine is dead."""
-        while not self.model.errored:
+        while not self.dead:
             await asyncio.sleep(0.05)
 
     def shutdown(self) -> None:

@@ -6,7 +6,7 @@ No exception leaves the application: Ray Serve would carry it to the proxy, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ INTERNAL = "the server failed on this request; its log says why"
 def build_api(engine: Engine, served: ServedModel) -> FastAPI:
     """The application that answers for this engine."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(NothingEscapes)
+    app.add_middleware(NothingEscapes, dead=lambda: engine.dead)
     for kind in REFUSALS:
         app.add_exception_handler(kind, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
@@ -44,7 +44,7 @@ def build_api(engine: Engine, served: ServedModel) -> FastAPI:
         try:
             await engine.check_health()
         except Exception:
-            return error_response(503, "the engine has died; its replica will be replaced")
+            return died()
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
@@ -107,11 +107,20 @@ def error_response(
     return JSONResponse({"error": body}, status)
 
 
-class NothingEscapes:
-    """The outermost layer: what no handler caught is logged and answered with 500, without its text."""
+def died() -> JSONResponse:
+    """What is answered once the engine is dead."""
+    response = error_response(503, "the engine has died; its replica will be replaced")
+    response.headers["retry-after"] = "2"
+    return response
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class NothingEscapes:
+    """The outermost layer: what no handler caught is logged and answered with 500, without its text. Once the
+    engine is dead the answer is 503: the request may be sent again, and another replica will take it."""
+
+    def __init__(self, app: ASGIApp, dead: Callable[[], bool]) -> None:
         self.app = app
+        self.dead = dead
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -128,7 +137,8 @@ class NothingEscapes:
                 raise
             logger.exception("a request failed: %s %s", scope["method"], scope["path"])
             if not begun:
-                await error_response(500, INTERNAL)(scope, receive, send)
+                answer = died() if self.dead() else error_response(500, INTERNAL)
+                await answer(scope, receive, send)
 
 
 def _respond(answer: Answer) -> Response:

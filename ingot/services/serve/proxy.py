@@ -1,6 +1,7 @@
 """What runs in Ray Serve's proxy before a request is routed to a replica: its own answers get the form of the
 OpenAI API, headers that only Ray's own clients should send are removed, and /health is answered without
-waiting in a replica's queue.
+waiting in a replica's queue. Once it is known that no replica runs, new requests are refused with 503: Ray
+would keep them until one has started, which takes longer than most clients wait.
 
 Ray Serve imports `middlewares` where the environment of the proxy's process has
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ingot.services.serve.proxy:middlewares."""
@@ -23,7 +24,7 @@ CALLBACK = "ingot.services.serve.proxy:middlewares"
 
 # With the first a client's departure would not end its request, with the second a client sets the time limit.
 CONTROL_HEADERS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
-HEALTH_SECONDS = 1  # that an answer about the replicas stays good for, and may take
+HEALTH_SECONDS = 1  # for which an answer about the replicas stays valid, and which it may take
 MESSAGES = {
     408: "the request took longer than the server allows",
     413: f"the body is larger than {BODY_BYTES:,} bytes",
@@ -49,6 +50,7 @@ class ProxyLayer:
         self.app = app
         self._asked: asyncio.Future[bool] | None = None  # whether replicas run
         self._asked_at = 0.0
+        self._none_run = False  # what the last answer was
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,22 +61,43 @@ class ProxyLayer:
             await self._health(send)
         elif _declared_length(scope) > BODY_BYTES:
             await _send_error(413, send)
+        elif await self._none_runs():
+            await _send_error(503, send)
         else:
             answer = _Rewriter(send)
             await self.app(scope, receive, answer)
-            if not answer.begun:  # Ray leaves a replica's failure to the server, which sends plain text
-                await _send_error(500, send)
+            if not answer.begun:  # a replica answers its own failures, so this one has ended
+                await _send_error(503, send)
 
     async def _health(self, send: Send) -> None:
         """200 where a replica runs, else 503; no replica is asked, so the answer waits in no queue."""
-        if self._asked is None or (self._asked.done() and time.monotonic() > self._asked_at + HEALTH_SECONDS):
-            self._asked = asyncio.ensure_future(asyncio.to_thread(replicas_run))
-            self._asked_at = time.monotonic()
-        done, _ = await asyncio.wait([self._asked], timeout=HEALTH_SECONDS)
-        if done and self._asked.exception() is None and self._asked.result():
+        if await self._wait(self._ask()):
             await _send_json(200, {"status": "ok"}, send)
         else:
             await _send_error(503, send)
+
+    async def _none_runs(self) -> bool:
+        """Whether it is known that no replica runs. Only where that was so the last time does a request wait
+        for a new answer; where it can't be had, Ray decides."""
+        asked = self._ask()
+        return self._none_run and await self._wait(asked) is False
+
+    def _ask(self) -> asyncio.Future[bool]:
+        """The latest question to Ray Serve's controller, a new one where the answer is too old."""
+        if self._asked is None or (self._asked.done() and time.monotonic() > self._asked_at + HEALTH_SECONDS):
+            self._asked = asyncio.ensure_future(asyncio.to_thread(replicas_run))
+            self._asked.add_done_callback(self._note)
+            self._asked_at = time.monotonic()
+        return self._asked
+
+    def _note(self, asked: asyncio.Future[bool]) -> None:
+        self._none_run = not asked.cancelled() and asked.exception() is None and not asked.result()
+
+    @staticmethod
+    async def _wait(asked: asyncio.Future[bool]) -> bool | None:
+        """The answer, or None where it does not come in time or is an error."""
+        done, _ = await asyncio.wait([asked], timeout=HEALTH_SECONDS)
+        return asked.result() if done and asked.exception() is None else None
 
 
 def replicas_run() -> bool:
