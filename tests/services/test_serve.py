@@ -3,6 +3,7 @@ on the path, and clients of the OpenAI API."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -124,15 +125,31 @@ def serving(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
             target=serve, args=(theirs, checkpoint.store.uri, checkpoint.version, free_port())
         )
         process.start()
-    assert ours.poll(STARTING), "the endpoint was not ready in time"
-    endpoint, said = ours.recv()
-    assert isinstance(endpoint, Endpoint), endpoint
-    client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=60)
-    family = psutil.Process(process.pid).children(recursive=True)
-    with httpx.Client(base_url=endpoint.url, timeout=60) as http:
-        running = Serving(endpoint, said, client, http, process, family)
-        yield running
-        running.stop()
+    try:
+        theirs.close()  # so that the end of the process is the end of the pipe
+        assert ours.poll(STARTING), "the endpoint was not ready in time"
+        endpoint, said = ours.recv()
+        assert isinstance(endpoint, Endpoint), endpoint
+        client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=60)
+        family = psutil.Process(process.pid).children(recursive=True)
+        with client, httpx.Client(base_url=endpoint.url, timeout=60) as http:
+            running = Serving(endpoint, said, client, http, process, family)
+            yield running
+            running.stop()
+    finally:
+        end(process)
+
+
+def end(process: Any) -> None:
+    """Ends the process, and whatever it started that is left of it."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.join()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def serve(pipe: Any, uri: str, version: ModelVersion, port: int) -> None:
