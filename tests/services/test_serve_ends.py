@@ -25,6 +25,8 @@ from ports import free_port
 from processes import started, wait_until
 from test_serve import checkpoint  # noqa: F401
 
+from ingot.pipelines.scratch import remove_abandoned
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 CLIENTS = 4  # fewer than may wait
@@ -133,6 +135,8 @@ def test_the_chain_dies_from_its_dead_part_downwards_and_is_replaced(checkpoint,
         served.process.kill()
         served.process.wait()
         assert gone(family) == []
+        remove_abandoned(root)  # as the next start does
+        assert [path.name for path in root.iterdir() if path.name != "cache"] == []
 
 
 def test_a_dead_engine_costs_the_requests_under_way_and_is_503_until_it_is_replaced(checkpoint, root):  # noqa: F811
