@@ -16,6 +16,7 @@ from typing import Any
 
 from ingot.pipelines.characters import MARKS, is_unicode, utf8
 from ingot.pipelines.decompression import Truncated, Unreadable, unpacked
+from ingot.pipelines.fields import NOTHING, column_of, field, plain, without
 from ingot.pipelines.pieces import pieces
 from ingot.pipelines.sections import Files, PythonPackages
 
@@ -219,6 +220,7 @@ def _parquet(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterato
         return True
 
     number = 0
+    text = column_of(source.text, names)
     for group, rows in enumerate(groups):
         stop, reason, columns, missing = number + rows, "", None, 0
         for _ in range(2):
@@ -234,7 +236,7 @@ def _parquet(source: PythonPackages | Files, chunks: Iterable[bytes]) -> Iterato
             if number == stop:
                 break
             # a damaged column of metadata costs what is left of that column in the row group, and no text
-            columns = [name for name in names if name == source.text or readable(group, name)]
+            columns = [name for name in names if name == text or readable(group, name)]
             missing = len(names) - len(columns)
         for lost in range(number, stop):
             yield Record(lost, bad=f"not a readable Parquet file: row {lost}: {reason}")
@@ -252,7 +254,7 @@ def _row(source: Files, number: int, batch: Any, index: int, lost: int) -> Recor
         try:
             body[name] = column[index].as_py()
         except (ValueError, OverflowError, OSError) as error:  # text that is not UTF-8, a date out of range
-            if name == source.text:
+            if name == column_of(source.text, batch.schema.names):
                 return Record(number, bad=f"record {number}: {name}: {_first_line(error)}")
             body[name], lost = None, lost + 1
     return replace(_fields(source, number, body, f"record {number}"), lost_values=lost)
@@ -260,7 +262,14 @@ def _row(source: Files, number: int, batch: Any, index: int, lost: int) -> Recor
 
 def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any], place: str) -> Record:
     assert isinstance(source, Files)
-    text = body.get(source.text)
+    text = field(body, source.text)
+    if text is None:
+        return Record(number)  # a null is an empty text
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Record(number, bad=f"{place}: {source.text}: not UTF-8 at byte {error.start}")
     if not isinstance(text, str):
         there = (
             ", ".join(sorted(name for name, value in body.items() if isinstance(value, str))[:9]) or "none"
@@ -270,15 +279,19 @@ def _fields(source: PythonPackages | Files, number: int, body: Mapping[str, Any]
             bad=f"{place} has no text field {source.text!r}; fields with text: {there}; "
             "name one with text: below the source".encode("utf-8", "backslashreplace").decode(),
         )
-    found = body.get(source.url)
+    found = field(body, source.url)
     url = found if isinstance(found, str) else None
     for name, value in ((source.text, text), (source.url, url or "")):
         if not is_unicode(value):
             return Record(number, bad=f"{place} holds half of a surrogate pair in its field {name!r}")
-    rest = {name: value for name, value in body.items() if name not in (source.text, source.url)}
+    if source.metadata is None:
+        rest = without(without(body, source.text), source.url)
+    else:
+        values = ((name, field(body, name)) for name in source.metadata)
+        rest = {name: value for name, value in values if value is not NOTHING}
     try:
         # in ASCII: half of a surrogate pair stays an escape, which Parquet can hold and JSON reads back
-        metadata = json.dumps(rest, sort_keys=True, default=str) if rest else None
+        metadata = json.dumps(rest, sort_keys=True, default=plain) if rest else None
     except RecursionError:
         return Record(number, bad=f"{place} is nested too deeply")
     return Record(number, text, url, metadata)

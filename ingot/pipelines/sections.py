@@ -83,15 +83,19 @@ class PythonPackages(Section):
 
 
 class Files(Section):
-    """Text, JSON, JSON lines or Parquet below a folder or an S3 prefix, plain or compressed (gzip, zstd)."""
+    """Text, JSON, JSON lines or Parquet, plain or compressed (gzip, zstd): below a folder or an S3 prefix, of
+    a glob (`raw/**/*.jsonl`), or one file."""
 
     source: Literal["files"] = what()
     name: Name = what()
     snapshot: int = what(0, ge=0, le=MOST_SNAPSHOT)  # documents of an earlier one rather stay
     path: str = how()  # the files found are hashed by relative path, size and content
     hidden: bool = how(False)  # whether names that begin with a dot are read; the files found are hashed
-    text: str = what("text")  # the field or column that holds the text
-    url: str = what("url")  # the field or column that holds the address, where there is one
+    # The fields or columns that hold the text, and the address, where there is one. `a.b` is the field b of
+    # a, unless there is a field of that very name.
+    text: str = what("text")
+    url: str = what("url")
+    metadata: list[str] | None = what(None)  # the fields that are kept besides; by default all
     format: Format = what("auto")  # of all files; by default each file's name and content decide
     # Where a text file is cut into documents: blank-lines, a separator of your own ("\n---\n"), or the most
     # characters of a document. By default each text file is one document.

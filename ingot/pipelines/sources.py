@@ -13,6 +13,7 @@ from ingot.errors import IngotError, UsageError
 from ingot.pipelines.characters import is_unicode
 from ingot.pipelines.formats import Record, records
 from ingot.pipelines.listing import Skipped
+from ingot.pipelines.located import locate
 from ingot.pipelines.sections import Files, PythonPackages
 from ingot.pipelines.store import Entry, LocalStore, Store, open_store
 
@@ -27,10 +28,10 @@ def inventory(source: PythonPackages | Files, store: Store) -> tuple[list[Entry]
     skipped: list[Skipped] = []
     if isinstance(source, Files):
         place = source.path
-        folder = open_store(source.path)
         check_apart(source, store)
+        located = locate(source)
         try:
-            found = list(folder.inventory(source.hidden))
+            found = list(located.root.inventory(source.hidden, located.wanted))
         except IngotError as error:
             raise type(error)(f"corpus.sources: {source.name}: its path: {error}") from error
         entries = [each for each in found if isinstance(each, Entry)]
@@ -55,7 +56,7 @@ def inventory(source: PythonPackages | Files, store: Store) -> tuple[list[Entry]
         named = ", ".join(described(each) for each in skipped[:NAMED])
         but = f" but {len(skipped)} that are skipped: {named};" if skipped else ";"
         raise UsageError(
-            f"corpus.sources: {source.name}: no files below {place}{but} name a folder or prefix that has "
+            f"corpus.sources: {source.name}: no files at {place}{but} name a folder or prefix that has "
             "some, or set hidden: true below the source to read names that begin with a dot"
         )
     return entries, skipped
@@ -66,11 +67,7 @@ def check_apart(source: PythonPackages | Files, store: Store) -> None:
     own input."""
     if not isinstance(source, Files):
         return
-    folder, below = open_store(source.path), store.uri
-    above = folder.uri
-    if not folder.shared and not store.shared:
-        above, below = os.path.realpath(above), os.path.realpath(below)
-    if f"{below}/".startswith(f"{above.rstrip('/')}/"):
+    if locate(source, ask=False).reaches(store):
         raise UsageError(
             f"corpus.sources: {source.name}: {source.path} holds the store, {store.uri}; name a folder of "
             "texts alone, or a store elsewhere"
@@ -78,12 +75,12 @@ def check_apart(source: PythonPackages | Files, store: Store) -> None:
 
 
 def check_there(source: PythonPackages | Files) -> None:
-    """Raises UsageError where the source's folder or one of its packages is not on this machine."""
+    """Raises UsageError where the source's folder, or file, or one of its packages is not on this machine."""
     if isinstance(source, PythonPackages):
         for package in source.packages:
             _folder(package)
-    elif "://" not in source.path and not Path(source.path).is_dir():
-        raise UsageError(f"corpus.sources: {source.name}: its path: {source.path}: no such folder")
+    elif "://" not in source.path and not Path(locate(source).root.uri).is_dir():
+        raise UsageError(f"corpus.sources: {source.name}: its path: {source.path}: no such folder or file")
 
 
 def described(skipped: Skipped) -> str:
@@ -93,14 +90,15 @@ def described(skipped: Skipped) -> str:
 
 
 def absolute(source: PythonPackages | Files) -> PythonPackages | Files:
-    """The source with its path written out: a task's working folder is not the driver's."""
+    """The source with its root, written out, for its path: a task's working folder is not the driver's."""
     if isinstance(source, Files):
-        return source.model_copy(update={"path": open_store(source.path).uri})
+        return source.model_copy(update={"path": locate(source).root.uri})
     return source
 
 
 def read_unchanged(source: PythonPackages | Files, entry: Entry) -> bytes:
-    """The file's bytes, on whatever node this runs. Raises StoreError where they are not those listed."""
+    """The bytes of a file of an `absolute` source, on whatever node this runs. Raises StoreError where they
+    are not those listed."""
     if isinstance(source, Files):
         return open_store(source.path).read_unchanged(entry)
     package, _, key = entry.key.partition("/")

@@ -76,9 +76,12 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Removes the object; a key that does not exist is no error."""
 
-    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
+    def inventory(
+        self, hidden: bool = False, wanted: Callable[[str], object] | None = None
+    ) -> Iterator[Entry | Skipped]:
         """Every object with its size and what tells its content, sorted by key, then what is skipped: for
-        folders others fill. Names that begin with a dot are skipped unless `hidden`."""
+        folders others fill. Names that begin with a dot are skipped unless `hidden`. Where `wanted` is given
+        other keys are not there."""
 
     def read_unchanged(self, entry: Entry) -> bytes:
         """The object's bytes. Raises StoreError where they are not those the inventory saw."""
@@ -182,7 +185,9 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"store {self.uri}: can't delete {key}: {error.strerror}") from error
 
-    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
+    def inventory(
+        self, hidden: bool = False, wanted: Callable[[str], object] | None = None
+    ) -> Iterator[Entry | Skipped]:
         if not self.root.is_dir():
             raise UsageError(f"{self.root}: no such folder")
 
@@ -196,8 +201,8 @@ class LocalStore:
 
         keys, skipped = self._files(hidden)
         with ThreadPoolExecutor(8) as pool:
-            yield from pool.map(entry, keys)
-        yield from skipped
+            yield from pool.map(entry, (key for key in keys if wanted is None or wanted(key)))
+        yield from (each for each in skipped if wanted is None or wanted(each.key))
 
     def _files(self, hidden: bool) -> tuple[Sequence[str], Sequence[Skipped]]:
         try:
@@ -371,10 +376,14 @@ class S3Store:
 
         self._call("delete", key, delete)
 
-    def inventory(self, hidden: bool = False) -> Iterator[Entry | Skipped]:
+    def inventory(
+        self, hidden: bool = False, wanted: Callable[[str], object] | None = None
+    ) -> Iterator[Entry | Skipped]:
         skipped: dict[str, None] = {}  # the file, or the outermost hidden folder that holds it
         for found in self._pages(""):
             key = found["Key"].removeprefix(self.prefix)
+            if wanted is not None and not wanted(key):
+                continue
             if key.endswith("/"):  # what consoles make to stand for a folder
                 continue
             dotted = re.match(r"(?:.*?/)??\.[^/]*", key, re.DOTALL)

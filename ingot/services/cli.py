@@ -274,11 +274,14 @@ def runs_show(
     document: Annotated[
         str | None,
         typer.Option(
-            help="What became of a document (its id, path or address): why dedup removed or kept it, and "
-            "where its tokens are.",
+            help="What became of a document (its id, path, PATH:RECORD or address): why it was not read, or "
+            "dedup removed or kept it, and where its tokens are. Of a file with several, a list.",
             metavar="ID",
         ),
     ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Which records of the corpus were not read, and why.")
+    ] = False,
     sample: Annotated[
         int | None,
         typer.Option(help="Which documents a sample of pretraining is made of; a step's log lists its own."),
@@ -293,12 +296,19 @@ def runs_show(
 
     opened = _existing(store)
     shown = show_run(opened, name)
-    if document is not None and sample is not None:
-        raise UsageError("runs show: give --document or --sample, not both")
+    if (document is not None) + (sample is not None) + quarantine > 1:
+        raise UsageError("runs show: give one of --document, --sample and --quarantine")
+    if quarantine:
+        from ingot.services import documents
+
+        return _print_records(documents.quarantine(opened, shown), as_json)
     if document is not None:
         from ingot.services import beside, documents
 
-        found = documents.document(opened, shown, document)
+        at = documents.records(opened, shown, document)
+        if len(at) > 1 or (at and at[0]["state"] == "quarantined"):
+            return _print_records(at, as_json)
+        found = documents.document(opened, shown, at[0]["id"] if at else document)
         if as_json:
             return _print_json(found)
         for each in found:
@@ -485,6 +495,7 @@ def _show_unforeseen(error: Exception) -> None:
     typer.echo(f"error: {type(first).__name__}: {said}{where}; all of it: {log}", err=True)
 
 
+MOST_RECORDS = 100  # that are listed on a terminal
 _ENDS = {"SUCCEEDED": "is done", "FAILED": "failed", "STOPPED": "was stopped"}
 
 
@@ -518,6 +529,29 @@ def _existing(uri: str) -> Store:
             f"store {store.uri}: holds no runs; name another with --store, or make one with: ingot run"
         )
     return store
+
+
+def _print_records(records: list[dict[str, Any]], as_json: bool) -> None:
+    """Each record's place, and its document or why there is none."""
+    if as_json:
+        return _print_json(records)
+    if not records:
+        return typer.echo("no record is in quarantine")
+    from rich.console import Console
+
+    rows = [
+        (
+            each["source"],
+            f"{each['path']}:{each['record']}",
+            each.get("state", "quarantined"),
+            each.get("reason") or each.get("id", ""),
+        )
+        for each in records[:MOST_RECORDS]
+    ]
+    Console().print(_table(["source", "record", "state", "id, or why it was not read"], rows))
+    if len(records) > MOST_RECORDS:
+        typer.echo(f"and {len(records) - MOST_RECORDS:,} more; --json prints all")
+    return None
 
 
 def _print_json(body: Any) -> None:

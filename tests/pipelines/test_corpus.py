@@ -459,7 +459,7 @@ def test_an_encoding_that_is_not_read_is_one_reason_for_the_whole_file(name: str
 
 
 def test_a_corpus_without_text_says_so(folder: Path, corpus: Corpus) -> None:
-    with pytest.raises(UsageError, match="raw: no files below"):
+    with pytest.raises(UsageError, match="raw: no files at"):
         corpus(folder)
     (folder / "blank.txt").write_text(" \n")
     with pytest.raises(IngotError, match=r"corpus: 1 files hold no text \(0 bad records, 1 empty\); point"):
@@ -590,3 +590,83 @@ def test_a_package_that_is_not_installed_is_named() -> None:
     for package in ("no_such_package", "../x", "os.path"):
         with pytest.raises(UsageError, match="is installed; install it or leave it out"):
             sources.inventory(PythonPackages(source="python-packages", packages=[package]), ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "url", "metadata"),
+    [
+        ({"text": "doc.text", "url": "meta.url"}, "deep", "http://a", {"meta": {"n": 1}, "x": "y"}),
+        (
+            {"text": "x", "metadata": ["meta.n", "doc", "none"]},
+            "y",
+            None,
+            {"meta.n": 1, "doc": {"text": "deep"}},
+        ),
+        ({"text": "x", "metadata": []}, "y", None, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_fields_inside_others_are_named_with_a_dot(
+    kind: str, fields: dict[str, Any], text: str, url: str | None, metadata: Any
+) -> None:
+    body = {"doc": {"text": "deep"}, "meta": {"url": "http://a", "n": 1}, "x": "y"}
+    data = json_lines(body) if kind == "jsonl" else parquet(pyarrow.Table.from_pylist([body]))
+    source = sources.Files(source="files", name="raw", path="/raw", **fields)
+    [record] = sources.records(source, f"a.{kind}", data)
+    assert (record.text, record.url, record.bad) == (text, url, None)
+    assert (json.loads(record.metadata) if record.metadata else None) == metadata
+
+
+def test_a_field_of_the_whole_name_comes_first() -> None:
+    source = sources.Files(source="files", name="raw", path="/raw", text="a.b")
+    [record] = sources.records(source, "a.jsonl", json_lines({"a.b": "this", "a": {"b": "not this"}}))
+    assert record.text == "this"
+
+
+def test_bytes_are_text_where_they_are_utf8_and_null_is_no_text() -> None:
+    source = sources.Files(source="files", name="raw", path="/raw")
+    values = ["ä".encode(), b"\xff", None]
+    table = pyarrow.table({"text": pyarrow.array(values, pyarrow.binary()), "more": [b"b", b"b", b"b"]})
+    found = list(sources.records(source, "a.parquet", parquet(table)))
+    assert [record.text for record in found] == ["ä", "", ""]
+    assert [record.bad for record in found] == [None, "record 1: text: not UTF-8 at byte 0", None]
+    assert json.loads(found[0].metadata or "") == {"more": "b"}
+
+
+@pytest.mark.parametrize("where", ["a folder", "s3"])
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("one.txt", ["one.txt"]),
+        ("deep/two.txt", ["two.txt"]),
+        ("*.txt", ["one.txt"]),
+        ("**/*.txt", ["deep/two.txt", "one.txt"]),
+        ("de*/t[w]o.txt", ["deep/two.txt"]),
+        ("", ["deep/two.txt", "one.md", "one.txt"]),
+    ],
+)
+def test_a_path_is_a_folder_a_glob_or_a_file(
+    where: str, path: str, read: list[str], folder: Path, request: pytest.FixtureRequest
+) -> None:
+    root = str(folder) if where == "a folder" else request.getfixturevalue("s3").uri("globs")
+    raw = open_store(root)
+    for name in ("one.txt", "one.md", "deep/two.txt"):
+        raw.create(name, name.encode())
+    source = sources.Files(source="files", name="raw", path=f"{root}/{path}".rstrip("/"))
+    entries, _ = sources.inventory(source, ELSEWHERE)
+    assert [entry.key for entry in entries] == read
+    there = sources.absolute(source)
+    texts = [sources.read_unchanged(there, entry).decode() for entry in entries]
+    assert [text.endswith(name) for text, name in zip(texts, read, strict=True)] == [True] * len(read)
+
+
+def test_a_file_or_a_glob_beside_the_store_is_no_source_that_holds_it(folder: Path) -> None:
+    (folder / "a.txt").write_text("text")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "b.txt").write_text("text")
+    store = LocalStore(str(folder / "store"))
+    for path in ("a.txt", "*.txt", "deep/*"):
+        sources.check_apart(sources.Files(source="files", name="raw", path=f"{folder}/{path}"), store)
+    for path in ("**/*.txt", "*/*", "st*/x/y.parquet"):
+        with pytest.raises(UsageError, match="holds the store"):
+            sources.check_apart(sources.Files(source="files", name="raw", path=f"{folder}/{path}"), store)

@@ -89,7 +89,7 @@ def test_hidden_names_are_skipped_below_a_prefix_too(s3: Any) -> None:
 
 def test_a_folder_of_skipped_files_alone_says_so(tmp_path: Path) -> None:
     (tmp_path / ".a.txt").write_text("a")
-    with pytest.raises(UsageError, match=r"no files below .* but 1 that are skipped: \.a\.txt \(hidden\)"):
+    with pytest.raises(UsageError, match=r"no files at .* but 1 that are skipped: \.a\.txt \(hidden\)"):
         keys(source(tmp_path))
 
 

@@ -28,8 +28,11 @@ def show(tmp_path: Any) -> Callable[..., Any]:
     """`show("--document", ID)`: of a run whose stages are written by hand."""
     store = LocalStore(str(tmp_path))
     documents = {"id": IDS, "path": ["a.txt", "b.txt", "c.txt"], "url": [None] * 3, "text": ["A", "B", "C"]}
-    documents["source"] = ["books"] * 3
-    made(store, "corpus", {"documents/0.parquet": put_table(store, pyarrow.table(documents))})
+    documents |= {"source": ["books"] * 3, "record": [0, 0, 0]}
+    bad = {"source": ["books"] * 2, "path": ["d.jsonl", "b.txt"], "record": [7, 1]}
+    bad["reason"] = ["line 8 is no JSON object", "the rest is missing"]
+    corpus = {"documents/0.parquet": documents, "quarantine/0.parquet": bad}
+    made(store, "corpus", {name: put_table(store, pyarrow.table(rows)) for name, rows in corpus.items()})
     kept = pyarrow.table({"id": IDS, "copies": [1, 1, 1]})
     none = pyarrow.table({"id": pyarrow.array([], pyarrow.string())})
     made(
@@ -102,4 +105,22 @@ def test_what_no_sample_or_two_questions_are_is_told(show: Callable[..., Any]) -
     assert "no sample 2: the rows of artifacts/pretrain/made are numbered 0 to 1" in str(
         show("--sample", "2").exception
     )
-    assert "give --document or --sample, not both" in str(show("--sample", "1", "--document", "x").exception)
+    both = show("--sample", "1", "--document", "x")
+    assert "give one of --document, --sample and --quarantine" in str(both.exception)
+
+
+def test_what_was_not_read_is_shown_with_its_reason(show: Callable[..., Any]) -> None:
+    lines = show("--quarantine").output
+    assert "d.jsonl:7" in lines
+    assert "line 8 is no JSON object" in lines
+    assert [each["record"] for each in json.loads(show("--quarantine", "--json").output)] == [7, 1]
+    for name in ("d.jsonl", "d.jsonl:7"):
+        [found] = json.loads(show("--document", name, "--json").output)
+        assert (found["state"], found["reason"]) == ("quarantined", "line 8 is no JSON object")
+
+
+def test_a_file_of_several_records_is_listed_and_one_of_them_is_asked_for(show: Callable[..., Any]) -> None:
+    found = json.loads(show("--document", "b.txt", "--json").output)
+    assert [(each["record"], each["state"]) for each in found] == [(0, "kept"), (1, "quarantined")]
+    [one] = json.loads(show("--document", "b.txt:0", "--json").output)
+    assert (one["id"], one["kind"]) == (IDS[1], "kept")
