@@ -10,6 +10,12 @@ RATIO_FROM = 16_000_000  # bytes of output below which the ratio says nothing: a
 _INPUT, _OUTPUT = 2048, 4096  # bytes at once; gzip makes at most 1,032 bytes of one
 
 
+_LONG = (
+    "its zstd window is larger than 128 MiB, which can't be read; decompress the file with zstd -d --long=31, "
+    "or compress it again with --long=27 at most"
+)
+
+
 class Unreadable(Exception):
     """The rest of a file can't be read; its message is the reason."""
 
@@ -79,6 +85,8 @@ def _zstd(data: bytes) -> Iterator[bytes]:
         except OSError as error:
             if str(error).startswith("Truncated"):
                 raise Truncated from error
+            if "requires too much memory" in str(error):
+                raise Unreadable(_LONG) from error
             raise Unreadable(f"not a readable archive: {error}") from error
         if not chunk:
             return
