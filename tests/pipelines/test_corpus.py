@@ -175,7 +175,7 @@ BAD = {
     "junk.txt.gz": (b"this is no archive", "not a readable archive"),
     "junk.txt.zst": (b"this is no archive", "not a readable archive"),
     # a frame of one raw block whose header asks for a window of 256 MiB
-    "long.txt.zst": (b"\x28\xb5\x2f\xfd\x00\x90\x21\x00\x00text", "or compress it again with --long=27"),
+    "long.txt.zst": (b"\x28\xb5\x2f\xfd\x00\x90\x21\x00\x00text", "compress it again with --long=27"),
     "bad.jsonl": (b'{"text": "good"}\n{"text": \n', "line 2 is not JSON"),
     "latin.jsonl": (b'{"text": "good"}\n{"text": "caf\xe9"}\n', "line 2 is not JSON in UTF-8"),
     "list.jsonl": (b'{"text": "good"}\n[1]\n', "line 2 is no JSON object"),
