@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ingot.errors import IngotError, UsageError
+from ingot.pipelines.ray_lifetime import end_ray, our_signals
 from ingot.pipelines.scratch import scratch_folder
 from ingot.pipelines.store import Store
 
@@ -48,9 +48,9 @@ def cluster(store: Store, cpus: int | None = None) -> Iterator[str]:
             stack.enter_context(_loopback_alone())
         import ray
 
-        stack.callback(ray.shutdown)
+        stack.callback(end_ray, own=not address)
         try:
-            with _our_signals(held=not address):
+            with our_signals(held=not address):
                 if address:
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
                 else:
@@ -98,31 +98,6 @@ def make_token_private() -> None:
     with suppress(OSError):  # there is none, or it is someone else's
         if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
-
-
-@contextmanager
-def _our_signals(held: bool) -> Iterator[None]:
-    """Puts back the handlers of the signals that end a command, as Ray replaces some. `held`: until then they
-    wait, as only what has started can be ended. SIGHUP is blocked meanwhile, and so in all that Ray starts:
-    it goes to every process of a closed terminal, and without Ray nothing could be ended in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if held:
-        for number in ours:
-            signal.signal(number, lambda number, frame: waiting.append(number))
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-        if held:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if waiting:
-            signal.raise_signal(waiting[0])
 
 
 def unreachable(address: str, seconds: float = 10) -> str | None:

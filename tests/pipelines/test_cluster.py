@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
+from processes import started, wait_until
 
 from ingot.errors import IngotError
 from ingot.pipelines.cluster import cluster, obituaries_aside
@@ -50,3 +55,32 @@ def test_a_ray_that_does_not_start_is_one_line(
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+DRIVER = """
+import sys
+from ingot.pipelines.cluster import cluster
+from ingot.pipelines.store import LocalStore
+from ingot.services.running import end_on_signals
+end_on_signals()
+print("starting", flush=True)
+with cluster(LocalStore(sys.argv[1])):
+    sys.exit("not interrupted")
+"""
+
+
+def test_a_signal_while_ray_starts_ends_what_has_started(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as root:
+        command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with started(command, env={**os.environ, "TMPDIR": root}, **pipes) as driver:
+            assert driver.stdout.readline() == "starting\n"
+            process = psutil.Process(driver.pid)
+            wait_until(lambda: "gcs_server" in [child.name() for child in process.children()])
+            family = process.children(recursive=True)
+            driver.terminate()
+            _, told = driver.communicate(timeout=60)
+            assert "KeyboardInterrupt" in told
+            _, alive = psutil.wait_procs(family, timeout=10)
+            assert [str(one) for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+            assert os.listdir(root) == []
