@@ -81,7 +81,9 @@ def serve_until_interrupted(store: Store, model: str, host: str, port: int, opti
 def end_on_signals() -> None:
     """SIGTERM, which a scheduler sends, and SIGHUP, which a closed terminal does, end a command as the
     keyboard's interrupt. Signals that were ignored when it started (`nohup`, a script's background job) stay
-    so, as is the convention; SIGTERM never does."""
+    so, as is the convention; SIGTERM never does. After the first of the two both do nothing, as the next
+    would cut the end short: a closed terminal sends SIGHUP while a supervisor sends SIGTERM, and the kernel
+    sends what `end_with_parent` asks for once for each thread of the parent. The keyboard still interrupts."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
@@ -95,4 +97,7 @@ def how_to_stop() -> str:
 
 
 def _interrupt(*_: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt

@@ -235,8 +235,8 @@ def ignoring_interrupts() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_however_the_demo_ends_nothing_of_it_is_left(root):
-    with demo(root) as killed:  # while it trains
+def test_a_demo_killed_while_it_trains_and_one_that_nobody_ends(root):
+    with demo(root) as killed:
         killed.read_until("tokens  ")
         family = killed.family()
         killed.process.kill()
@@ -247,14 +247,19 @@ def test_however_the_demo_ends_nothing_of_it_is_left(root):
         assert "preference-tuned" in line_with(said.splitlines(), "pretrained ")
         assert whole.process.wait(60) == 0
         assert whole.remains([]) == []
-    for sign in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):  # while it serves
-        with demo(root) as ended:
-            ended.read_until("loading vLLM")
-            family = ended.family()
-            assert family
-            if sign == signal.SIGHUP:  # as a terminal that closes: to every process of the group
-                os.killpg(ended.process.pid, sign)
-            else:
-                ended.process.send_signal(sign)
-            assert ended.process.wait(60) == (-sign if sign == signal.SIGKILL else 130)
-            assert ended.remains(family) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_it_serves_ends_all_of_it(root, sign):
+    with demo(root) as ended:
+        ended.read_until("loading vLLM")
+        family = ended.family()
+        assert len(family) > 5
+        if sign in (signal.SIGINT, signal.SIGHUP):  # as a terminal: to every process of the group
+            os.killpg(ended.process.pid, sign)
+        else:
+            ended.process.send_signal(sign)
+        assert ended.process.wait(60) == (-sign if sign == signal.SIGKILL else 130)
+        assert ended.remains(family) == []

@@ -119,13 +119,14 @@ def _ingot(*words: str) -> list[str]:
 
 @contextmanager
 def _started(command: list[str], stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process which ends with the block, or with this process."""
+    """The command in a process which ends with the block, or with this process. What a terminal sends to all
+    of its processes comes to this one alone, which passes it on."""
     before = partial(end_with_parent, os.getpid(), signal.SIGTERM)
-    process = subprocess.Popen(command, stdout=stdout, preexec_fn=before)
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=before, start_new_session=True)
     try:
         yield process
     finally:
-        process.terminate()  # SIGINT may be ignored, as below nohup
+        process.terminate()
         try:
             process.wait(ENDED_WITHIN)
         except subprocess.TimeoutExpired:
