@@ -83,7 +83,7 @@ def end_on_signals() -> None:
     keyboard's interrupt. Signals that were ignored when it started (`nohup`, a script's background job) stay
     so, as is the convention; SIGTERM never does. After the first of the two both do nothing, as the next
     would cut the end short: a closed terminal sends SIGHUP while a supervisor sends SIGTERM, and the kernel
-    sends what `end_with_parent` asks for once for each thread of the parent. The keyboard still interrupts."""
+    sends what `end_with_parent` asks for once a thread of the parent. The keyboard still interrupts."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
