@@ -11,7 +11,7 @@ _INPUT, _OUTPUT = 2048, 4096  # bytes at once; gzip makes at most 1,032 bytes of
 
 
 _LONG = (
-    "its zstd window is larger than 128 MiB, which can't be read; decompress the file with zstd -d --long=31, "
+    "its zstd window is larger than 128 MiB, which can't be read; decompress the file with zstd -d --long=31 "
     "or compress it again with --long=27 at most"
 )
 
