@@ -192,6 +192,7 @@ PRIVATE_BY_FILE = {
     "services/capacity.py": {"ray.autoscaler._private.kuberay.autoscaling_config"},
     "services/doctor/ray_cluster.py": {"ray._private.authentication.authentication_token_setup"},
     "services/jobs/api.py": {"ray._private.authentication.http_token_authentication"},
+    "pipelines/ray_lifetime.py": {"ray._private"},
     "pipelines/training/reservations.py": {"ray._private"},
     "pipelines/training/elastic.py": {
         f"{TRAIN}.execution.failure_handling",
